@@ -1,0 +1,1 @@
+"""The platforms a run can happen on, behind one port."""

@@ -1,0 +1,1 @@
+"""The local platform: the whole pipeline as real processes on this machine."""

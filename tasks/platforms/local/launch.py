@@ -160,7 +160,7 @@ def _run_program(definition: Path) -> NoReturn:
         starts = [*record["starts"][-9:], now + delay]
         _write(record_file, {**process, "starts": starts, "waits_until": now + delay})
     if delay:
-        print(f"launch: failing since {len(record['starts'])} starts; next start in {delay:g} s", flush=True)
+        print(f"launch: the last starts all ended soon; next start in {delay:g} s", flush=True)
         time.sleep(delay)
     environment = {**os.environ, **program["environment"]}
     if program["env_file"]:

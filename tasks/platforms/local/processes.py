@@ -79,18 +79,18 @@ def read_recorded(path: Path) -> ProcessId | None:
     return process if is_alive(process) else None
 
 
-def find_marked(home: Path, program: str | None = None) -> list[ProcessId]:
-    """Return the live processes of the supervised programs of a state folder, or of one of them."""
-    found = []
+def find_marked(home: Path) -> dict[ProcessId, str]:
+    """Return the live processes that belong to the services of a state folder, with their program's name.
+
+    The name is "" for the supervisor itself.
+    """
+    found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             environment = process.environ()
-            if environment.get(SUPERVISED_HOME) != str(home):
-                continue
-            if program is None or environment.get(SUPERVISED_PROGRAM) == program:
-                identity = identify(process.pid)
-                if identity and is_alive(identity):
-                    found.append(identity)
+            identity = identify(process.pid) if environment.get(SUPERVISED_HOME) == str(home) else None
+            if identity and is_alive(identity):
+                found[identity] = environment.get(SUPERVISED_PROGRAM, "")
     return found
 
 

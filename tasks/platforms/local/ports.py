@@ -1,0 +1,120 @@
+"""The loopback ports of one state folder: the usual one when it is free, else another, remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+
+from tasks.platforms.errors import ConflictError
+from tasks.platforms.local import files
+from tasks.platforms.local.processes import SUPERVISED_HOME
+
+LOOPBACK = "127.0.0.1"
+_SEARCHED_PORTS = 200
+
+
+def is_free(port: int) -> bool:
+    """Say whether a server on this machine could listen on a loopback port now."""
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        # A listener on all addresses does not stop a bind to one of them everywhere, but it answers.
+        if probe.connect_ex((LOOPBACK, port)) == 0:
+            return False
+    with socket.socket() as probe:
+        # Without it, connections of a server that has just ended would hold its port for a minute.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def _listener(port: int) -> tuple[str, str]:
+    """Return who listens on a port, for a person, and the state folder it is supervised for, or ""."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
+                continue
+            with contextlib.suppress(psutil.Error, OSError):
+                if connection.pid:
+                    process = psutil.Process(connection.pid)
+                    home = process.environ().get(SUPERVISED_HOME, "")
+                    return f"'{process.name()}' (process {process.pid})", home
+    return "another process", ""
+
+
+class PortBook:
+    """The ports that the services of one state folder use, by service name.
+
+    Args:
+        home: the state folder; the book is its `ports.json`.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home.resolve()
+        self._path = self._home / "ports.json"
+
+    def read(self) -> dict[str, int]:
+        """Return the remembered ports."""
+        return {name: int(port) for name, port in files.read_json(self._path, {}).items()}
+
+    def claim(self, name: str, preferred: int, *, setting: str = "") -> int:
+        """Return the port a service listens on, or shall listen on, and remember it.
+
+        The remembered port is kept while it is free or held by this state folder's own service; then the
+        preferred one is tried, and the ones above it.
+
+        Args:
+            name: the service, as in "gateway".
+            preferred: the port to take when nothing speaks against it.
+            setting: the configuration key that fixed `preferred`, as in "chat.port"; then no other will do.
+        Raises:
+            ConflictError: the fixed port is in use by a stranger or by another of our services.
+        """
+        with files.file_lock(self._path.with_suffix(".lock"), 30.0, f"the port book of '{self._home}'"):
+            book = self.read()
+            others = {port: other for other, port in book.items() if other != name}
+            if setting:
+                port = self._require(preferred, others, setting)
+            else:
+                remembered = book.get(name)
+                port = remembered if remembered and self._is_ours_or_free(remembered) else 0
+                port = port or self._find_free(preferred, others)
+            if book.get(name) != port:
+                files.write_json(self._path, {**book, name: port})
+            return port
+
+    def release(self, name: str) -> None:
+        """Forget the port of a service that is gone for good."""
+        with files.file_lock(self._path.with_suffix(".lock"), 30.0, f"the port book of '{self._home}'"):
+            book = self.read()
+            if book.pop(name, None) is not None:
+                files.write_json(self._path, book)
+
+    def _require(self, port: int, others: dict[int, str], setting: str) -> int:
+        if port in others and not is_free(port):
+            holder = f"this pipeline's own service '{others[port]}'"
+        elif self._is_ours_or_free(port):
+            return port
+        else:
+            holder, home = _listener(port)
+            holder += f" of the state folder '{home}'" if home else ""
+        raise ConflictError(
+            f"Port {port} is in use by {holder}.", fix=f"Set {setting} to a free port, or stop that process."
+        )
+
+    def _is_ours_or_free(self, port: int) -> bool:
+        return is_free(port) or _listener(port)[1] == str(self._home)
+
+    def _find_free(self, preferred: int, others: dict[int, str]) -> int:
+        for port in range(preferred, min(preferred + _SEARCHED_PORTS, 65536)):
+            if port not in others and is_free(port):
+                return port
+        raise ConflictError(
+            f"No free port between {preferred} and {preferred + _SEARCHED_PORTS} on {LOOPBACK}.",
+            fix="Stop a service that you no longer need.",
+        )

@@ -1,0 +1,88 @@
+"""Datasets of the Hugging Face hub as streams of raw records; needs `datasets`."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from trainer.errors import TrainerError
+
+_COMMIT = re.compile(r"@([0-9a-f]{40})/")
+
+
+class HubSource:
+    """One split of a hub dataset, downloaded once and read from its memory-mapped files.
+
+    Raises:
+        TrainerError: the dataset, config, split or revision does not exist or cannot be reached.
+    """
+
+    def __init__(self, name: str, config_name: str | None, split: str | None, revision: str | None) -> None:
+        self.name = name
+        self.kind = "hub"
+        self.config_name = config_name
+        self.split = split or "train"
+        self.revision = revision
+        self.num_bytes = self.read_bytes = 0
+        self._dataset, self.resolved_revision = self._load()
+
+    def records(self) -> Iterator[tuple[int, Any]]:
+        """Yield (number of the record, record) in the dataset's order."""
+        yield from enumerate(self._dataset, 1)
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest says about the source."""
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "config": self.config_name,
+            "split": self.split,
+            "revision": self.revision,
+            "resolved_revision": self.resolved_revision,
+        }
+
+    def _load(self) -> tuple[Any, str | None]:
+        try:
+            import datasets
+        except ImportError:
+            raise TrainerError(
+                f"Loading the dataset {self.name} needs the package datasets.",
+                "Run it in the training environment.",
+            ) from None
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
+        resolved = self._resolve()
+        try:
+            dataset = datasets.load_dataset(
+                self.name, self.config_name, split=self.split, revision=resolved or self.revision
+            )
+        except Exception as error:  # datasets raises many kinds for a wrong name, and none in common
+            raise self._explain(error) from None
+        if resolved is None:
+            found = _COMMIT.search(" ".join(dataset.info.download_checksums or ()))
+            resolved = found.group(1) if found else None
+        return dataset, resolved
+
+    def _resolve(self) -> str | None:
+        """The commit the revision means now; None when the hub cannot be asked (a cached copy may do)."""
+        import huggingface_hub
+
+        with contextlib.suppress(Exception):
+            return huggingface_hub.HfApi().dataset_info(self.name, revision=self.revision, timeout=20).sha
+        return None
+
+    def _explain(self, error: Exception) -> TrainerError:
+        wanted = f"{self.name} (config {self.config_name or 'default'}, split {self.split}"
+        wanted += f", revision {self.revision})" if self.revision else ")"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        kind = type(error).__name__
+        if isinstance(error, ConnectionError | TimeoutError) or "Offline" in kind or "Connect" in kind:
+            fix = "Check the network and HF_HUB_OFFLINE, or name a local file."
+        elif "Gated" in kind or "gated" in reason:
+            fix = "Accept its terms on the hub and set HF_TOKEN."
+        else:
+            fix = "Check the id, config, split and revision, and that the hub can be reached."
+        return TrainerError(f"The dataset {wanted} could not be loaded: {reason}.", fix)

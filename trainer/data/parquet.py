@@ -1,0 +1,38 @@
+"""Parquet files as a stream of raw records; needs pyarrow, which only the training environment has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.data.conversation import RejectedRecordError
+from trainer.errors import TrainerError
+
+_BATCH_ROWS = 64
+
+
+def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (number of the row, row as a dict)."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise TrainerError(f"Reading {path} needs pyarrow.", "Run it in the training environment.") from None
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                for index in range(batch.num_rows):
+                    number += 1
+                    yield number, _row(batch, index)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainerError(f"The Parquet file {path} cannot be read: {reason}", "Is it cut off?") from None
+
+
+def _row(batch: Any, index: int) -> Any:
+    try:
+        return {name: batch.column(name)[index].as_py() for name in batch.schema.names}
+    except UnicodeDecodeError as error:
+        return RejectedRecordError(f"not valid UTF-8: {error.reason}")

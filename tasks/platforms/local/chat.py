@@ -1,0 +1,67 @@
+"""The chat app: a snapshot of promptflow_app/ served by `pf flow serve` in its own environment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.platforms.local.files import read_json, write_json, write_secret
+from tasks.platforms.local.services import CHAT_PORT, HOST, Services
+from tasks.platforms.local.state import Home, project_folder
+from tasks.platforms.refs import ChatService, ConnectionRef, EnvironmentRef, Origin
+
+if TYPE_CHECKING:
+    from tasks.config import ChatConfig
+
+
+class Chat:
+    """The chat apps of one state folder, one an endpoint."""
+
+    def __init__(self, home: Home, services: Services) -> None:
+        self._home = home
+        self._services = services
+
+    def ensure(self, connection: ConnectionRef, chat: ChatConfig, environment: EnvironmentRef) -> ChatService:
+        """Start the app, or leave alone the one that runs with the same content; wait until it answers."""
+        name = f"chat-{connection.endpoint}"
+        app = self._home.snapshot(project_folder("promptflow_app"), "chat") / "promptflow_app"
+        port = self._services.port(name, chat.port or CHAT_PORT, setting="chat.port" if chat.port else "")
+        folder = self._home.folder("chat", connection.endpoint)
+        key_file = folder / "secrets.json"
+        secrets = {"PHIFLOW_ENDPOINT_KEY": self._home.endpoint_key(connection.endpoint)}
+        if read_json(key_file, None) != secrets:
+            write_secret(key_file, json.dumps(secrets))
+        settings = {
+            "PHIFLOW_ENDPOINT_URL": f"{connection.url}/v1",
+            "PHIFLOW_SYSTEM_PROMPT": chat.system_prompt,
+            "PHIFLOW_MAX_TOKENS": str(chat.max_tokens),
+            "PHIFLOW_TEMPERATURE": str(chat.temperature),
+            "PHIFLOW_REQUEST_TIMEOUT_SECONDS": str(chat.request_timeout_seconds),
+            "PHIFLOW_HISTORY": f"sqlite:///{folder / 'history.sqlite'}",
+            "PF_HOME_DIRECTORY": str(self._home.folder("chat", "promptflow")),
+            "PF_TRACING_SKIP_LOCAL_SETUP": "true",
+            "PF_DISABLE_TRACING": "true",
+            "APPLICATIONINSIGHTS_CONTROLPLANE_DISABLED": "true",
+        }
+        command = [
+            *(str(Path(environment.location) / "bin" / "pf"), "flow", "serve", "--source", str(app)),
+            *("--host", HOST, "--port", str(port), "--engine", "fastapi", "--skip-open-browser"),
+        ]
+        changed = self._services.start(name, command, environment=settings, env_file=key_file)
+        url = f"http://{HOST}:{port}"
+        self._services.wait_until_answers(name, f"{url}/health")
+        write_json(folder / "chat.json", {"url": url})
+        reason = "started" if changed else "it runs with the same content and answers"
+        return ChatService(
+            url=url, endpoint=connection.endpoint, origin=Origin(reused=not changed, reason=reason)
+        )
+
+    def read(self, endpoint: str) -> ChatService | None:
+        """The app that was last served for the endpoint."""
+        record = read_json(self._home.path("chat", endpoint, "chat.json"), None)
+        if record is None:
+            return None
+        return ChatService(
+            url=record["url"], endpoint=endpoint, origin=Origin(reused=True, reason="read")
+        )

@@ -1,0 +1,298 @@
+"""Endpoints, deployments and traffic: files that the gateway reads, and one model server a deployment."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.platforms.errors import (
+    ConflictError,
+    NotFoundError,
+    PermissionDeniedError,
+    TransientPlatformError,
+)
+from tasks.platforms.local.files import file_lock, read_json, write_json
+from tasks.platforms.local.jobs import tail
+from tasks.platforms.local.services import HOST, Services
+from tasks.platforms.local.state import Home, project_folder
+from tasks.platforms.refs import (
+    Answer,
+    DeploymentMetrics,
+    DeploymentRef,
+    DeploymentStatus,
+    EndpointRef,
+    EndpointStatus,
+    EnvironmentRef,
+    ModelVersion,
+    Origin,
+    RolloutRecord,
+    TrafficSplit,
+    digest_of,
+)
+
+if TYPE_CHECKING:
+    from tasks.config import ServingConfig
+
+_FIRST_SERVER_PORT = 8100
+_RESTARTS_THAT_MEAN_BROKEN = 2
+_HISTORY_LINES = 50
+
+
+class Endpoints:
+    """The endpoints of one state folder."""
+
+    def __init__(
+        self, home: Home, services: Services, environment: Callable[[str], EnvironmentRef]
+    ) -> None:
+        self._home = home
+        self._services = services
+        self._environment = environment
+
+    def ensure(self, name: str) -> EndpointRef:
+        """Make the endpoint, with its key and no deployment, unless it exists."""
+        url = self._services.gateway()
+        exists = self._path(name).exists()
+        if not exists:
+            self._home.endpoint_key(name)
+            with self._changing(name, create=True):
+                pass
+        reason = f"endpoint {name} exists" if exists else f"there was no endpoint {name}"
+        return EndpointRef(name=name, url=f"{url}/{name}", origin=Origin(reused=exists, reason=reason))
+
+    def read(self, name: str) -> EndpointStatus | None:
+        """The endpoint as its files say, each deployment as its server says."""
+        state = read_json(self._path(name), None)
+        if state is None:
+            return None
+        rollout = state.get("rollout")
+        return EndpointStatus(
+            name=name,
+            url=f"{self._services.gateway()}/{name}",
+            deployments=tuple(self.read_deployment(name, d) for d in state["deployments"]),
+            traffic=_split(name, state["traffic"], Origin(reused=True, reason="read")),
+            frozen=state.get("frozen", ""),
+            rollout=rollout
+            and RolloutRecord(
+                run_id=rollout["run_id"],
+                candidate=rollout["candidate"],
+                traffic_before=tuple((n, p) for n, p in rollout["traffic_before"].items()),
+            ),
+            history=tuple(state.get("history", ())),
+        )
+
+    @contextlib.contextmanager
+    def lease(self, name: str, owner: str, wait_seconds: float) -> Iterator[None]:
+        """A file lock that ends with its holder, and a note saying who that is."""
+        folder = self._home.folder("endpoints", name)
+        try:
+            with file_lock(folder / "lease.lock", wait_seconds, f"endpoint {name}"):
+                write_json(folder / "lease.json", {"owner": owner})
+                yield
+        except ConflictError as error:
+            holder = read_json(folder / "lease.json", {}).get("owner", "another run")
+            raise ConflictError(
+                f"Endpoint {name} is being changed by {holder}.", fix="Wait for it, or cancel that run."
+            ) from error
+
+    def deploy(self, endpoint: str, model: ModelVersion, serving: ServingConfig) -> DeploymentRef:
+        """Define the model server and start it; the name says version and serving configuration."""
+        environment = self._environment(serving.environment)
+        server = self._home.snapshot(project_folder("deployments", "server"), "server")
+        # Time-outs of the rollout do not change what is served, so they are not in the name.
+        content = serving.model_dump(mode="json", exclude={"start_timeout_seconds"})
+        digest = digest_of(content, environment.version, server.name, model.digest)
+        name = f"v{model.version}-{digest[:8]}"
+        program = f"server-{endpoint}-{name}"
+        exists = name in (read_json(self._path(endpoint), None) or {"deployments": {}})["deployments"]
+        port = self._services.port(program, _FIRST_SERVER_PORT)
+        command = [
+            *(str(Path(environment.location) / "bin" / "python"), "-m", "server"),
+            *("--model-dir", str(Path(model.location) / "model"), "--model-name", model.name),
+            *("--host", HOST, "--port", str(port), "--device", "cpu"),
+            *("--max-concurrent-requests", str(serving.max_concurrent_requests)),
+            *("--request-timeout-seconds", str(serving.request_timeout_seconds)),
+            *("--state-dir", str(self._home.folder("services", program))),
+        ]
+        # One thread a server: a second model loading must not slow the one that answers.
+        threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(server)}
+        self._services.start(program, command, environment=threads, stop_seconds=20)
+        if not exists:
+            with self._changing(endpoint) as state:
+                state["deployments"][name] = {
+                    "url": f"http://{HOST}:{port}",
+                    "model_name": model.name,
+                    "model_version": model.version,
+                    "created": time.time(),
+                }
+                state["traffic"].setdefault(name, 0)
+        reason = "the same version is deployed with the same serving configuration"
+        return DeploymentRef(
+            endpoint=endpoint,
+            name=name,
+            model_name=model.name,
+            model_version=model.version,
+            origin=Origin(reused=exists, reason=reason if exists else "no deployment had this content"),
+        )
+
+    def read_deployment(self, endpoint: str, name: str) -> DeploymentStatus:
+        """Ask the server's health; a server that keeps dying has failed."""
+        import requests
+
+        state = self._state(endpoint)
+        if name not in state["deployments"]:
+            raise NotFoundError(f"There is no deployment {name} on endpoint {endpoint}.")
+        record = state["deployments"][name]
+        program = f"server-{endpoint}-{name}"
+        status, error = "starting", ""
+        try:
+            response = requests.get(f"{record['url']}/health", timeout=5)
+            status = "ready" if response.ok else "starting"
+        except requests.RequestException:
+            running = self._services.status(program)
+            if running is None or running.restarts >= _RESTARTS_THAT_MEAN_BROKEN:
+                lines = [line for line in tail(self._services.log_file(program)) if line.strip()]
+                status, error = "failed", lines[-1] if lines else "the model server does not start"
+        return DeploymentStatus(
+            name=name,
+            model_version=record["model_version"],
+            state=status,
+            percent=state["traffic"].get(name, 0),
+            error=error,
+        )
+
+    def delete_deployment(self, endpoint: str, name: str) -> None:
+        """Out of the routing table first, then the server."""
+        if not self._path(endpoint).exists():
+            return
+        with self._changing(endpoint) as state:
+            if state["traffic"].get(name, 0) > 0:
+                raise ConflictError(
+                    f"Deployment {name} takes {state['traffic'][name]} % of {endpoint}'s traffic.",
+                    fix="Shift its traffic first.",
+                )
+            state["deployments"].pop(name, None)
+            state["traffic"].pop(name, None)
+        self._services.supervisor.remove_program(f"server-{endpoint}-{name}")
+
+    def set_traffic(self, endpoint: str, percents: dict[str, int], reason: str) -> TrafficSplit:
+        """Write the new percentages; the gateway takes them from the next request on."""
+        with self._changing(endpoint) as state:
+            unknown = set(percents) - set(state["deployments"])
+            if unknown:
+                raise NotFoundError(f"There is no deployment {min(unknown)} on endpoint {endpoint}.")
+            split = _split(endpoint, percents, Origin(reused=False, reason=reason))
+            state["traffic"] = {name: percents.get(name, 0) for name in state["deployments"]}
+            shown = " ".join(f"{name}={percent}%" for name, percent in percents.items() if percent)
+            line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {shown or 'no traffic'} ({reason})"
+            state["history"] = [*state.get("history", []), line][-_HISTORY_LINES:]
+        return split
+
+    def record_rollout(self, endpoint: str, record: RolloutRecord | None) -> None:
+        """Keep the way back beside the traffic itself."""
+        with self._changing(endpoint) as state:
+            state["rollout"] = record and {
+                "run_id": record.run_id,
+                "candidate": record.candidate,
+                "traffic_before": dict(record.traffic_before),
+            }
+
+    def freeze(self, endpoint: str, reason: str) -> None:
+        """Set, or with an empty reason clear, the freeze."""
+        with self._changing(endpoint) as state:
+            state["frozen"] = reason
+
+    def invoke(
+        self,
+        endpoint: str,
+        messages: list[dict[str, str]],
+        *,
+        deployment: str = "",
+        max_tokens: int = 128,
+        timeout_seconds: float = 60,
+    ) -> Answer:
+        """One greedy chat completion through the gateway."""
+        import requests
+
+        headers = {"Authorization": f"Bearer {self._home.endpoint_key(endpoint)}"}
+        if deployment:
+            headers["azureml-model-deployment"] = deployment
+        url = f"{self._services.gateway()}/{endpoint}/v1/chat/completions"
+        body = {"messages": messages, "max_tokens": max_tokens, "temperature": 0}
+        started = time.monotonic()
+        try:
+            response = requests.post(url, json=body, headers=headers, timeout=timeout_seconds)
+        except requests.RequestException as error:
+            raise TransientPlatformError(
+                f"Endpoint {endpoint} did not answer: {type(error).__name__}.",
+                fix="phiflow status shows what runs.",
+            ) from error
+        if response.status_code in (401, 403):
+            raise PermissionDeniedError(f"Endpoint {endpoint} refused the key.")
+        if not response.ok:
+            raise TransientPlatformError(
+                f"Endpoint {endpoint} answered {response.status_code}: {_error_text(response.text)}"
+            )
+        return Answer(
+            text=response.json()["choices"][0]["message"]["content"] or "",
+            deployment=response.headers.get("azureml-model-deployment", ""),
+            model_version=response.headers.get("x-phiflow-model-version", ""),
+            seconds=time.monotonic() - started,
+        )
+
+    def metrics(self, endpoint: str, window_seconds: int) -> tuple[DeploymentMetrics, ...]:
+        """The gateway's own counters."""
+        import requests
+
+        headers = {"Authorization": f"Bearer {self._home.endpoint_key(endpoint)}"}
+        url = f"{self._services.gateway()}/{endpoint}/metrics"
+        try:
+            response = requests.get(url, headers=headers, params={"seconds": window_seconds}, timeout=10)
+            response.raise_for_status()
+        except requests.RequestException as error:
+            raise TransientPlatformError(f"The gateway gave no metrics of {endpoint}: {error}") from error
+        return tuple(
+            DeploymentMetrics(
+                deployment=name,
+                num_requests=counted["requests"],
+                num_errors=counted["errors"],
+                p95_seconds=counted["latency_ms"]["p95"] and counted["latency_ms"]["p95"] / 1000,
+            )
+            for name, counted in response.json()["deployments"].items()
+        )
+
+    def names(self) -> list[str]:
+        """Every endpoint of this state folder."""
+        return sorted(path.parent.name for path in self._home.path("endpoints").glob("*/endpoint.json"))
+
+    def _path(self, name: str) -> Path:
+        return self._home.path("endpoints", name, "endpoint.json")
+
+    def _state(self, name: str) -> dict[str, Any]:
+        state = read_json(self._path(name), None)
+        if state is None:
+            raise NotFoundError(f"There is no endpoint {name}.", fix="phiflow run makes it.")
+        return dict(state)
+
+    @contextlib.contextmanager
+    def _changing(self, name: str, *, create: bool = False) -> Iterator[dict[str, Any]]:
+        with file_lock(self._home.folder("endpoints", name) / ".state.lock", 30, f"endpoint {name}"):
+            empty: dict[str, Any] = {"name": name, "deployments": {}, "traffic": {}}
+            state = read_json(self._path(name), empty) if create else self._state(name)
+            yield state
+            write_json(self._path(name), state)
+
+
+def _split(endpoint: str, percents: dict[str, int], origin: Origin) -> TrafficSplit:
+    return TrafficSplit(endpoint=endpoint, percents=tuple(sorted(percents.items())), origin=origin)
+
+
+def _error_text(body: str) -> str:
+    import json
+
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(body)["error"]["message"])
+    return body[:200]

@@ -1,0 +1,180 @@
+"""The local platform: the port's methods, each handed to the module that knows how."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.platforms.local import environments
+from tasks.platforms.local.chat import Chat
+from tasks.platforms.local.endpoints import Endpoints
+from tasks.platforms.local.jobs import Jobs
+from tasks.platforms.local.models import Models
+from tasks.platforms.local.preparation import Preparation
+from tasks.platforms.local.services import Services
+from tasks.platforms.local.state import Home, project_folder
+from tasks.platforms.refs import (
+    Answer,
+    BaseModelRef,
+    ChatService,
+    ComputeRef,
+    ConnectionRef,
+    DataManifest,
+    DeploymentMetrics,
+    DeploymentRef,
+    DeploymentStatus,
+    EndpointRef,
+    EndpointStatus,
+    EnvironmentRef,
+    JobRef,
+    JobSpec,
+    JobStatus,
+    ModelVersion,
+    Origin,
+    RolloutRecord,
+    TrafficSplit,
+)
+
+if TYPE_CHECKING:
+    from tasks.config import ChatConfig, ComputeConfig, DataConfig, ModelConfig, ServingConfig
+
+_log = logging.getLogger(__name__)
+TRACKING_ENVIRONMENT = "training"  # the one with the whole of MLflow
+
+
+class LocalPlatform:
+    """The platform of one state folder; see `tasks.platforms.port.Platform` for what each method promises."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.services = Services(home)
+        self._models = Models(home, self.tracking_url)
+        self._jobs = Jobs(home, self._models.start_tracking)
+        self._preparation = Preparation(home)
+        self._endpoints = Endpoints(home, self.services, self.ensure_environment)
+        self._chat = Chat(home, self.services)
+
+    def ensure_environment(self, name: str) -> EnvironmentRef:
+        built = environments.ensure_environment(
+            self.home.root, project_folder("environments", name), log=_log.info
+        )
+        return EnvironmentRef(
+            name=name,
+            version=built.digest,
+            location=str(built.path),
+            origin=Origin(reused=built.reused, reason=built.reason),
+        )
+
+    def ensure_compute(self, compute: ComputeConfig) -> ComputeRef:
+        reason = f"this machine runs {compute.max_instances} job(s) at a time"
+        return ComputeRef(
+            name=compute.name or "this-machine",
+            size="local",
+            max_instances=compute.max_instances,
+            origin=Origin(reused=True, reason=reason),
+        )
+
+    def resolve_base_model(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
+        return self._preparation.base_model(model, environment)
+
+    def prepare_data(
+        self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int
+    ) -> DataManifest:
+        return self._preparation.data(data, base, environment, max_length)
+
+    def submit_job(self, spec: JobSpec, run_id: str) -> JobRef:
+        return self._jobs.submit(spec, run_id)
+
+    def read_job(self, job: JobRef) -> JobStatus:
+        status = self._jobs.read(job)
+        if status.state.ended:
+            self._models.end_tracking(self._jobs.mlflow_run(job), status.state)
+        return status
+
+    def find_jobs(self, run_id: str) -> tuple[JobRef, ...]:
+        return self._jobs.of_run(run_id)
+
+    def latest_job(self, key: str) -> JobRef | None:
+        return self._jobs.latest(key)
+
+    def cancel_job(self, job: JobRef) -> JobStatus:
+        self._jobs.cancel(job, "the user")
+        return self.read_job(job)
+
+    def read_job_result(self, job: JobRef) -> dict[str, Any]:
+        return self._jobs.result(job)
+
+    def read_events(self, job: JobRef) -> tuple[dict[str, Any], ...]:
+        return self._jobs.events(job)
+
+    def register_model(self, name: str, job: JobRef, model_location: str, digest: str) -> ModelVersion:
+        return self._models.register(name, job, self._jobs.mlflow_run(job), model_location, digest)
+
+    def read_model(self, name: str, version: str) -> ModelVersion:
+        return self._models.read(name, version)
+
+    def reject_model(self, version: ModelVersion, reason: str) -> ModelVersion:
+        return self._models.reject(version, reason)
+
+    def ensure_endpoint(self, name: str) -> EndpointRef:
+        return self._endpoints.ensure(name)
+
+    def read_endpoint(self, name: str) -> EndpointStatus | None:
+        return self._endpoints.read(name)
+
+    def lease_endpoint(self, name: str, owner: str, wait_seconds: float) -> AbstractContextManager[None]:
+        return self._endpoints.lease(name, owner, wait_seconds)
+
+    def deploy(self, endpoint: str, model: ModelVersion, serving: ServingConfig) -> DeploymentRef:
+        return self._endpoints.deploy(endpoint, model, serving)
+
+    def read_deployment(self, endpoint: str, name: str) -> DeploymentStatus:
+        return self._endpoints.read_deployment(endpoint, name)
+
+    def delete_deployment(self, endpoint: str, name: str) -> None:
+        self._endpoints.delete_deployment(endpoint, name)
+
+    def set_traffic(self, endpoint: str, percents: dict[str, int], reason: str) -> TrafficSplit:
+        return self._endpoints.set_traffic(endpoint, percents, reason)
+
+    def record_rollout(self, endpoint: str, record: RolloutRecord | None) -> None:
+        self._endpoints.record_rollout(endpoint, record)
+
+    def freeze_endpoint(self, endpoint: str, reason: str) -> None:
+        self._endpoints.freeze(endpoint, reason)
+
+    def invoke(
+        self,
+        endpoint: str,
+        messages: list[dict[str, str]],
+        *,
+        deployment: str = "",
+        max_tokens: int = 128,
+        timeout_seconds: float = 60,
+    ) -> Answer:
+        return self._endpoints.invoke(
+            endpoint, messages, deployment=deployment, max_tokens=max_tokens, timeout_seconds=timeout_seconds
+        )
+
+    def read_metrics(self, endpoint: str, window_seconds: int) -> tuple[DeploymentMetrics, ...]:
+        return self._endpoints.metrics(endpoint, window_seconds)
+
+    def ensure_connection(self, endpoint: EndpointRef) -> ConnectionRef:
+        origin = Origin(reused=True, reason="the endpoint's key is a file of this user alone")
+        return ConnectionRef(
+            name="phiflow_endpoint", endpoint=endpoint.name, url=endpoint.url, origin=origin
+        )
+
+    def ensure_chat(self, connection: ConnectionRef, chat: ChatConfig) -> ChatService:
+        return self._chat.ensure(connection, chat, self.ensure_environment("promptflow"))
+
+    def read_chat(self, endpoint: str) -> ChatService | None:
+        return self._chat.read(endpoint)
+
+    @functools.cache  # noqa: B019  (one platform lives as long as its command)
+    def tracking_url(self) -> str:
+        environment = self.ensure_environment(TRACKING_ENVIRONMENT)
+        return self.services.mlflow(Path(environment.location) / "bin" / "python")

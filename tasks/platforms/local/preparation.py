@@ -1,0 +1,269 @@
+"""What a job starts from: the prepared data and the resolved base model, each named by its content."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.platforms.errors import DataError, NotFoundError, PhiflowError, TransientPlatformError
+from tasks.platforms.local.files import digest_files, file_lock, read_json
+from tasks.platforms.local.state import Home, project_folder
+from tasks.platforms.refs import BaseModelRef, DataManifest, EnvironmentRef, Origin, digest_of
+from trainer.files import sha256_file
+
+if TYPE_CHECKING:
+    from tasks.config import DataConfig, ModelConfig
+
+_log = logging.getLogger(__name__)
+BUILTIN = "builtin/tiny-phi3"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_INPUT_ERROR = 2
+
+
+class Preparation:
+    """Prepared data and base models of one state folder."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    def data(
+        self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int
+    ) -> DataManifest:
+        """Run `trainer.data` in the training environment unless its output for this input exists."""
+        source, revision = self._source_identity(data)
+        code = self._home.snapshot(project_folder("trainer"), "trainer")
+        settings = data.model_dump(mode="json", exclude={"source", "test_source", "revision"})
+        data_code = digest_files(code / "trainer" / "data")
+        key = digest_of(source, settings, base.digest, max_length, data_code)[:16]
+        folder = self._home.folder("data") / key
+        with file_lock(self._home.path("data", f".{key}.lock"), 3600, f"data {key}"):
+            reused = _is_whole(folder)
+            if not reused:
+                shutil.rmtree(folder, ignore_errors=True)
+                self._run_data(data, revision, base, environment, max_length, code, folder)
+        reason = "the source and its settings are unchanged" if reused else "no data with this content"
+        return _manifest(folder, Origin(reused=reused, reason=reason))
+
+    def base_model(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
+        """A hub id becomes a commit, a folder its content's digest; the built-in one is built on first use."""
+        if model.base == BUILTIN:
+            return self._builtin(environment)
+        folder = Path(model.base)
+        if folder.is_absolute():
+            if not (folder / "config.json").is_file():
+                what = "has no config.json" if folder.is_dir() else "does not exist"
+                raise NotFoundError(f"Base model {folder} {what}.", fix="Set model.base to a model folder.")
+            reason = "a folder on this machine"
+            digest = digest_files(folder)
+            return _base(model.base, "", digest, str(folder), Origin(reused=True, reason=reason))
+        commit = hub_commit(model.base, model.revision, "model")
+        reason = f"revision {model.revision or 'main'} is commit {commit[:12]}"
+        digest = digest_of(model.base, commit)
+        return _base(model.base, commit, digest, model.base, Origin(reused=True, reason=reason))
+
+    def _builtin(self, environment: EnvironmentRef) -> BaseModelRef:
+        corpus = project_folder("deployments", "data", "phiflow_questions.jsonl")
+        code = self._home.snapshot(project_folder("trainer"), "trainer")
+        recipe = [
+            sha256_file(path)
+            for path in (code / "trainer" / "tiny_model.py", code / "trainer" / "chat_template.py", corpus)
+        ]
+        key = digest_of(recipe, environment.version)[:16]
+        folder = self._home.folder("base-models") / f"tiny-phi3-{key}"
+        with file_lock(folder.with_suffix(".lock"), 600, "the built-in base model"):
+            reused = (folder / "config.json").exists()
+            if not reused:
+                command = ["trainer.tiny_model", "--corpus", str(corpus), "--output-dir", str(folder)]
+                _run_in(environment, code, command, "The built-in base model")
+        reason = "built before" if reused else "built now, from its recipe"
+        return _base(BUILTIN, "", digest_files(folder), str(folder), Origin(reused=reused, reason=reason))
+
+    def _source_identity(self, data: DataConfig) -> tuple[list[str], str]:
+        require_source(data)
+        identities, revision = [], data.revision
+        for source in filter(None, (data.source, data.test_source)):
+            if Path(source).is_absolute():
+                identities.append(sha256_file(source))
+            else:
+                revision = hub_commit(source, data.revision, "dataset")
+                identities += [source, revision]
+        return identities, revision
+
+    def _run_data(
+        self,
+        data: DataConfig,
+        revision: str,
+        base: BaseModelRef,
+        environment: EnvironmentRef,
+        max_length: int,
+        code: Path,
+        folder: Path,
+    ) -> None:
+        command = ["trainer.data", "--source", data.source, "--output-dir", str(folder)]
+        options: dict[str, Any] = {
+            "--config-name": data.config,
+            "--split": data.split,
+            "--revision": revision,
+            "--shape": data.shape,
+            "--group-by": data.group_by,
+            "--test-share": data.test_share,
+            "--test-source": data.test_source,
+            "--seed": data.seed,
+            "--max-rejected-share": data.max_rejected_share,
+            "--tokenizer": base.location,
+            "--max-length": max_length,
+        }
+        for option, value in options.items():
+            if value != "":
+                command += [option, str(value)]
+        _run_in(environment, code, command, f"Data {data.source}", DataError)
+
+
+def require_source(data: DataConfig) -> None:
+    """Refuse a source that can be seen to be wrong without any environment.
+
+    Raises:
+        DataError: missing, a folder, empty or unreadable.
+    """
+    for source in filter(None, (data.source, data.test_source)):
+        path = Path(source)
+        if not path.is_absolute():
+            if not _HUB_ID.fullmatch(source):
+                raise DataError(
+                    f"data.source '{source}' is neither a file here nor a hub data set's id.",
+                    fix="Name a file, or an id such as HuggingFaceH4/ultrachat_200k.",
+                )
+            continue
+        if path.is_dir():
+            raise DataError(f"Data {source} is a folder, not a file.", fix="Name one file in it.")
+        try:
+            with path.open("rb") as file:
+                if not file.read(1):
+                    raise DataError(f"Data {source} is empty.", fix="Name a file with chats.")
+        except FileNotFoundError as error:
+            raise DataError(f"Data {source} does not exist.", fix="Check data.source.") from error
+        except PermissionError as error:
+            raise DataError(
+                f"Data {source} may not be read by this user.", fix="Give this user read permission."
+            ) from error
+        except OSError as error:
+            raise DataError(f"Data {source} cannot be read: {error.strerror}.") from error
+
+
+def hub_commit(name: str, revision: str, kind: str) -> str:
+    """The commit a hub id and revision stand for; offline, the one in the local cache.
+
+    Raises:
+        NotFoundError: the hub has no such thing, or it is gated and the token does not open it.
+        TransientPlatformError: the hub did not answer and the cache has no copy.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    what = "Base model" if kind == "model" else "Data set"
+    key = "model.base" if kind == "model" else "data.source"
+    try:
+        if not _HUB_ID.fullmatch(name):
+            raise NotFoundError(f"{what} '{name}' is neither a folder here nor a hub id.", fix=f"Set {key}.")
+        info = HfApi().repo_info(name, revision=revision or None, repo_type=kind, timeout=15)
+        return str(info.sha)
+    except GatedRepoError as error:
+        raise NotFoundError(
+            f"{what} {name} is gated.", fix="Accept its licence on the hub and set HF_TOKEN."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise NotFoundError(f"{what} {name} has no revision '{revision}'.") from error
+    except RepositoryNotFoundError as error:
+        raise NotFoundError(f"The hub has no {what.lower()} '{name}'.", fix=f"Check {key}.") from error
+    except (HfHubHTTPError, OSError, RuntimeError) as error:
+        return _cached_commit(name, revision, kind, what, key, error, snapshot_download)
+    except Exception as error:  # httpx's connection errors have no base class in common with OSError
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpcore", "httpx2"):
+            raise
+        return _cached_commit(name, revision, kind, what, key, error, snapshot_download)
+
+
+def _cached_commit(
+    name: str, revision: str, kind: str, what: str, key: str, cause: Exception, download: Any
+) -> str:
+    try:
+        pattern = "config.json" if kind == "model" else "README.md"
+        cached = download(
+            name, revision=revision or None, repo_type=kind, allow_patterns=[pattern], local_files_only=True
+        )
+        return Path(cached).name
+    except Exception as error:
+        raise TransientPlatformError(
+            f"{what} '{name}' is not a file or folder here, and the hub did not answer ({type(cause).__name__}).",
+            fix=f"Check {key} and the network, or set HF_ENDPOINT to a mirror.",
+        ) from error
+
+
+def _run_in(
+    environment: EnvironmentRef,
+    code: Path,
+    command: list[str],
+    what: str,
+    error_class: type[PhiflowError] = PhiflowError,
+) -> None:
+    python = str(Path(environment.location) / "bin" / "python")
+    with tempfile.TemporaryDirectory(prefix="phiflow-") as working_folder:
+        process = subprocess.Popen(
+            [python, "-m", *command],
+            cwd=working_folder,
+            env={**os.environ, "PYTHONPATH": str(code)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line.rstrip())
+            _log.info(lines[-1])
+            del lines[:-200]
+        returncode = process.wait()
+    if returncode == _INPUT_ERROR and lines:
+        start = next((i for i, line in enumerate(lines) if "rror" in line or "rejected" in line), 0)
+        raise error_class(lines[start].removeprefix("error: "), detail=tuple(lines[start + 1 :]))
+    if returncode:
+        raise PhiflowError(
+            f"{what} failed with exit code {returncode}: {lines[-1] if lines else 'no output'}",
+            detail=tuple(lines[-10:]),
+        )
+
+
+def _is_whole(folder: Path) -> bool:
+    manifest = read_json(folder / "manifest.json", None)
+    return manifest is not None and all(
+        (folder / f"{side}.jsonl").exists() and sha256_file(folder / f"{side}.jsonl") == manifest["sha256"][side]
+        for side in ("train", "test")
+    )
+
+
+def _manifest(folder: Path, origin: Origin) -> DataManifest:
+    manifest = read_json(folder / "manifest.json")
+    return DataManifest(
+        digest=manifest["digest"],
+        train_file=str(folder / "train.jsonl"),
+        test_file=str(folder / "test.jsonl"),
+        manifest_file=str(folder / "manifest.json"),
+        train_sha256=manifest["sha256"]["train"],
+        test_sha256=manifest["sha256"]["test"],
+        num_train=manifest["counts"]["train"],
+        num_test=manifest["counts"]["test"],
+        num_rejected=manifest["counts"]["rejected"],
+        origin=origin,
+    )
+
+
+def _base(base: str, revision: str, digest: str, location: str, origin: Origin) -> BaseModelRef:
+    return BaseModelRef(base=base, revision=revision, digest=digest, location=location, origin=origin)

@@ -1,0 +1,153 @@
+"""What must outlive a run, and where it listens: MLflow, Prefect, the gateway, model servers, the chat app.
+
+Each is a supervised program on loopback; its usual port when that is free, else another, remembered.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.platforms.errors import PhiflowError
+from tasks.platforms.local.jobs import tail
+from tasks.platforms.local.ports import PortBook
+from tasks.platforms.local.state import Home
+from tasks.platforms.local.supervisor import Program, ProgramStatus, Supervisor
+
+if TYPE_CHECKING:
+    from requests import Response
+
+HOST = "127.0.0.1"
+PREFECT_PORT, MLFLOW_PORT, GATEWAY_PORT, CHAT_PORT = 4200, 5000, 8000, 8080
+WORK_POOL = "phiflow"
+_POLL_SECONDS = 0.2
+_START_SECONDS = 120.0
+
+
+class Services:
+    """The supervised programs of one state folder."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._ports = PortBook(home.root)
+        self.supervisor = Supervisor(home.root)
+
+    def start(
+        self,
+        name: str,
+        command: list[str],
+        *,
+        environment: dict[str, str] | None = None,
+        env_file: Path | None = None,
+        stop_seconds: int = 10,
+    ) -> bool:
+        """Run a program from now on; True when it was started or its definition changed."""
+        self.supervisor.ensure_running()
+        program = Program(
+            name=name,
+            command=tuple(command),
+            cwd=self._home.folder("services", name),
+            environment={"PHIFLOW_HOME": str(self._home.root), **(environment or {})},
+            env_file=env_file,
+            log_file=self.log_file(name),
+            stop_seconds=stop_seconds,
+        )
+        return self.supervisor.ensure_program(program)
+
+    def log_file(self, name: str) -> Path:
+        """Where the program writes."""
+        return self._home.folder("logs") / f"{name}.log"
+
+    def status(self, name: str) -> ProgramStatus | None:
+        """The program as it is now, or None when it is not defined."""
+        return self.supervisor.programs().get(name)
+
+    def port(self, name: str, preferred: int, setting: str = "") -> int:
+        """The program's port, the same one every time if nobody else took it; `setting` fixed it, if given."""
+        return self._ports.claim(name, preferred, setting=setting)
+
+    def mlflow(self, python: Path) -> str:
+        """Start or adopt the MLflow server and wait until it answers."""
+        port = self.port("mlflow", MLFLOW_PORT)
+        store = self._home.folder("mlflow")
+        # File artifacts, not proxied ones: a model of many gigabytes is copied once, not sent over HTTP.
+        command = [
+            *(str(python), "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}", "--no-serve-artifacts"),
+            *("--default-artifact-root", str(self._home.folder("mlflow", "artifacts"))),
+        ]
+        self.start("mlflow", command, environment={"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"})
+        url = f"http://{HOST}:{port}"
+        self.wait_until_answers("mlflow", f"{url}/health")
+        return url
+
+    def gateway(self) -> str:
+        """Start or adopt the gateway and wait until it answers."""
+        port = self.port("gateway", GATEWAY_PORT)
+        command = [sys.executable, "-m", "tasks.platforms.local.gateway", "--home", str(self._home.root)]
+        environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+        self.start("gateway", [*command, "--port", str(port)], environment=environment)
+        url = f"http://{HOST}:{port}"
+        self.wait_until_answers("gateway", f"{url}/healthz")
+        return url
+
+    def prefect(self) -> str:
+        """Start or adopt the Prefect server and a worker; returns the API's address."""
+        port = self.port("prefect-server", PREFECT_PORT)
+        api = f"http://{HOST}:{port}/api"
+        shared = {"PREFECT_HOME": str(self._home.folder("prefect")), "DO_NOT_TRACK": "1"}
+        bin_folder = Path(sys.executable).parent
+        prefect = str(bin_folder / "prefect")
+        self.start(
+            "prefect-server",
+            [prefect, "server", "start", "--host", HOST, "--port", str(port)],
+            environment={
+                **shared,
+                # --port alone leaves the UI calling 4200.
+                "PREFECT_SERVER_API_PORT": str(port),
+                "PREFECT_SERVER_API_HOST": HOST,
+                "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+                "PREFECT_API_URL": api,
+            },
+        )
+        self.wait_until_answers("prefect-server", f"{api}/health")
+        self.start(
+            "prefect-worker",
+            [prefect, "worker", "start", "--pool", WORK_POOL, "--type", "process", "--name", "this-machine"],
+            environment={
+                **shared,
+                "PREFECT_API_URL": api,
+                "PATH": f"{bin_folder}:/usr/local/bin:/usr/bin:/bin",
+            },
+            stop_seconds=40,
+        )
+        return api
+
+    def wait_until_answers(
+        self, name: str, url: str, timeout_seconds: float = _START_SECONDS, accept: Callable[[Response], bool] | None = None
+    ) -> None:
+        """Poll until the address answers 2xx (or as `accept` says).
+
+        Raises:
+            PhiflowError: with the end of the program's log, when it did not in time.
+        """
+        import requests
+
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            try:
+                response = requests.get(url, timeout=5)
+                if accept(response) if accept else response.ok:
+                    return
+            except requests.RequestException:
+                pass
+            if time.monotonic() > deadline:
+                raise PhiflowError(
+                    f"{name} did not answer at {url} within {timeout_seconds:.0f} s.",
+                    fix=f"Read {self.log_file(name)}.",
+                    detail=tail(self.log_file(name)),
+                )
+            time.sleep(_POLL_SECONDS)

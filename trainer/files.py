@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -41,3 +43,26 @@ def digest_folder(folder: str | os.PathLike[str]) -> str:
         digest.update(name.encode("utf-8") + b"\0")
         digest.update(sha256_file(folder / name).encode("ascii") + b"\n")
     return digest.hexdigest()
+
+
+def open_to_readers(folder: Path) -> None:
+    """Let everyone read a folder made with private permissions; it holds no secret."""
+    folder.chmod(0o755)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def replace_folder(temporary: Path, target: Path) -> None:
+    """Put a finished folder in its place, so that a reader sees the old one or the new, never a part."""
+    open_to_readers(temporary)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists() and any(target.iterdir()):
+        os.replace(target, aside)
+    try:
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.errno != errno.EBUSY:  # a mounted folder can be filled but not replaced
+            raise
+        shutil.copytree(temporary, target, dirs_exist_ok=True)
+        shutil.rmtree(temporary)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,216 @@
+"""Loads a base model and its tokenizer, from a hub id or a local folder, for the hardware at hand."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config import TrainConfig
+from trainer.errors import TrainerError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What the run computes on, and each choice with its reason."""
+
+    device: str
+    bf16: bool
+    attention: str
+    packing: bool
+    reasons: tuple[str, ...]
+
+
+def resolve_base_model(base_model: str) -> str:
+    """Tell a local model folder from a hub id; a packaged model's folder means the model in it.
+
+    Raises:
+        TrainerError: a path that is not there, or holds no model.
+    """
+    path = Path(base_model).expanduser()
+    if path.is_dir():
+        if (path / "MLmodel").is_file() and (path / "model" / "config.json").is_file():
+            path = path / "model"
+        if not (path / "config.json").is_file():
+            raise TrainerError(
+                f"Base model folder {path} holds no config.json.",
+                "Give a Hugging Face model folder or a hub id.",
+                "configuration",
+            )
+        return str(path.resolve())
+    if base_model.startswith((".", "/", "~")) or base_model.count("/") > 1:
+        raise TrainerError(
+            f"Base model folder {path} does not exist.", "Check the path, or give a hub id.", "configuration"
+        )
+    return base_model
+
+
+def quiet_libraries(base_model: str) -> None:
+    """Set what the libraries read from the environment at import; call before importing them."""
+    os.environ["TRANSFORMERS_VERBOSITY"] = os.environ.get("TRANSFORMERS_VERBOSITY", "error")
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["TQDM_DISABLE"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["DISABLE_MLFLOW_INTEGRATION"] = "TRUE"  # logs more parameters than Azure ML accepts
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    if os.path.isdir(base_model):
+        os.environ["HF_HUB_OFFLINE"] = "1"  # saving would ask the hub about the local folder, for 45 s
+
+
+def choose_hardware(config: TrainConfig) -> Hardware:
+    """Choose device, precision, attention and packing.
+
+    Raises:
+        TrainerError: the configuration asks for what this machine cannot do.
+    """
+    import importlib.util
+
+    import torch
+
+    gpu = torch.cuda.is_available()
+    flash = gpu and importlib.util.find_spec("flash_attn") is not None
+    if config.bf16 and not (gpu and torch.cuda.is_bf16_supported()):
+        raise TrainerError(
+            "train.bf16 is true, but this machine has no GPU with bfloat16.",
+            "Leave train.bf16 out; it is chosen by hardware.",
+            "configuration",
+        )
+    if config.method == "qlora" and not gpu:
+        raise TrainerError(
+            "train.method is qlora, but its 4-bit weights need an NVIDIA GPU and this machine has none.",
+            "Set train.method to lora.",
+            "configuration",
+        )
+    if config.attn_implementation == "flash_attention_2" and not flash:
+        raise TrainerError(
+            "train.attn_implementation is flash_attention_2, but flash-attn is not installed or there is no GPU.",
+            "Set train.attn_implementation to auto.",
+            "configuration",
+        )
+    bf16 = bool(gpu and torch.cuda.is_bf16_supported() and config.bf16 is not False)
+    attention, why = config.attn_implementation, "as configured"
+    if attention == "auto":
+        attention = "flash_attention_2" if flash and bf16 else "sdpa"
+        why = "flash-attn is installed" if attention != "sdpa" else ("no flash-attn" if gpu else "no GPU")
+    packing = config.packing and attention == "flash_attention_2"
+    reasons = [f"attention={attention} ({why})", f"precision={'bf16' if bf16 else 'fp32'}"]
+    if config.packing and not packing:
+        reasons.append(f"packing=off ({attention} would let packed conversations see each other)")
+    return Hardware("cuda" if gpu else "cpu", bf16, attention, packing, tuple(reasons))
+
+
+def load_tokenizer(base_model: str, revision: str | None = None) -> Any:
+    """Load the tokenizer and give it a pad token that is never learned."""
+    from transformers import AutoTokenizer
+
+    tokenizer = _loaded(AutoTokenizer, base_model, revision=revision)
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_model(base_model: str, revision: str | None, hardware: Hardware) -> Any:
+    """Load the weights in 32-bit, which bf16 training casts from, with the chosen attention."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = _loaded(
+        AutoModelForCausalLM,
+        base_model,
+        revision=revision,
+        dtype=torch.float32,
+        attn_implementation=hardware.attention,
+    )
+    return model.to(hardware.device)
+
+
+def stored_dtype(base_model: str, revision: str | None) -> Any:
+    """The precision of the base model's own files, which the result keeps."""
+    import torch
+    from transformers import AutoConfig
+
+    dtype = getattr(_loaded(AutoConfig, base_model, revision=revision), "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _loaded(loader: Any, base_model: str, **arguments: Any) -> Any:
+    try:
+        return loader.from_pretrained(base_model, trust_remote_code=False, **arguments)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainerError(
+            f"Base model {base_model!r} could not be loaded: {reason}",
+            "Check model.base and model.revision, the network, and HF_TOKEN for a gated model.",
+            "configuration",
+        ) from error
+
+
+def ensure_pad_token(tokenizer: Any, model: Any, stop_token_ids: set[int]) -> None:
+    """Give tokenizer and model a pad token that neither ends an answer nor is learned."""
+    taken = {*stop_token_ids, tokenizer.eos_token_id}
+    choices = [tokenizer.pad_token, tokenizer.unk_token]
+    choices += ["<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|placeholder1|>", "<|fim_pad|>"]
+    vocabulary = tokenizer.get_vocab()
+    pad = next((t for t in choices if t and t in vocabulary and vocabulary[t] not in taken), None)
+    if pad is None:
+        pad = "<|pad|>"
+        tokenizer.add_special_tokens({"pad_token": pad})
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    tokenizer.pad_token = pad
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    log.info("Chose pad_token=%s", pad)
+
+
+def stop_at(model: Any, tokenizer: Any, stop_token_ids: set[int]) -> None:
+    """Make the model's own generation settings stop at the tokens it was taught to stop with."""
+    known = model.generation_config.eos_token_id
+    known = [known] if isinstance(known, int) else list(known or [tokenizer.eos_token_id])
+    model.generation_config.eos_token_id = [*known, *sorted(stop_token_ids - set(known))]
+
+
+def lora_config(model: Any, config: TrainConfig) -> Any:
+    """LoRA on every linear layer of the transformer blocks; the output layer stays as it is."""
+    import torch
+    from peft import LoraConfig
+
+    head = model.get_output_embeddings()
+    targets = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=sorted(targets),
+    )
+
+
+def merge_lora(model: Any, probe_ids: list[int]) -> Any:
+    """Fold LoRA matrices into the weights and check that the model still says the same.
+
+    Raises:
+        TrainerError: the merged model's logits differ.
+    """
+    import torch
+
+    model.eval()
+    probe = torch.tensor([probe_ids], device=model.device)
+    with torch.no_grad():
+        before = model(input_ids=probe).logits.float()
+        merged = model.merge_and_unload()
+        difference = (merged(input_ids=probe).logits.float() - before).abs().max().item()
+    scale = max(before.abs().max().item(), 1.0)
+    if not difference <= 1e-2 * scale:
+        raise TrainerError(
+            f"Merging LoRA changed the model: logits differ by {difference:.3g}.", "Report this.", "bug"
+        )
+    log.info("Merged LoRA largest_logit_difference=%.2g", difference)
+    return merged

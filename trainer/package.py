@@ -1,0 +1,53 @@
+"""Packages a trained model: an MLflow transformers model whose model/ is a complete Hugging Face folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from trainer.files import digest_folder, replace_folder
+
+log = logging.getLogger(__name__)
+
+TASK = "llm/v1/chat"
+_REQUIRED = ("mlflow", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "huggingface-hub", "jinja2")
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions that a packaged model needs to load; torch without the tag of one machine's build."""
+    return {name: importlib.metadata.version(name).split("+")[0] for name in _REQUIRED}
+
+
+def package_model(model: Any, tokenizer: Any, target: Path) -> str:
+    """Write the model folder, whole or not at all, and return the digest of its weights and tokenizer."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        _save_mlflow(model, tokenizer, work / "package")
+        # MLflow keeps the tokenizer in components/; with it in model/ too, that folder serves by itself.
+        tokenizer.save_pretrained(work / "package" / "model")
+        digest = digest_folder(work / "package" / "model")
+        replace_folder(work / "package", target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    log.info("Packaged model folder=%s digest=%s", target, digest[:12])
+    return digest
+
+
+def _save_mlflow(model: Any, tokenizer: Any, target: Path) -> None:
+    import mlflow.transformers
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it advises about cards and signatures we set
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.transformers.save_model(
+            transformers_model={"model": model, "tokenizer": tokenizer},
+            path=str(target),
+            task=TASK,
+            pip_requirements=[f"{name}=={version}" for name, version in installed_versions().items()],
+        )

@@ -1,0 +1,87 @@
+"""Metrics of a run to MLflow, when MLFLOW_TRACKING_URI is set; a server that is down never stops the training."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_WRITES = 3.0
+
+
+class Tracker:
+    """One MLflow run, or nothing; points are written in batches."""
+
+    def __init__(self) -> None:
+        self.run_id: str | None = None
+        self._client: Any = None
+        self._points: list[tuple[str, float, int, int]] = []
+        self._written = time.monotonic()
+
+    def start(self, params: dict[str, Any]) -> None:
+        """Open the run that the environment names, or a new one."""
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            return
+        # MLflow's own patience is minutes; a training must not wait that long for its metrics.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        self._attempt("start", lambda: self._open(params))
+
+    def point(self, name: str, value: float, step: int) -> None:
+        """Add one point of a metric."""
+        if self._client is None:
+            return
+        self._points.append((name, value, int(time.time() * 1000), step))
+        if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the points that wait."""
+        points, self._points, self._written = self._points, [], time.monotonic()
+        if points and self._client is not None:
+            self._attempt("write metrics", lambda: self._log(points))
+
+    def finish(self, metrics: dict[str, float], status: str) -> None:
+        """Write the final metrics and close the run as FINISHED, FAILED or KILLED."""
+        for name, value in metrics.items():
+            self.point(name, value, 0)
+        self.flush()
+        if self._client is not None:
+            self._attempt("close", lambda: self._client.set_terminated(self.run_id, status))
+
+    def _open(self, params: dict[str, Any]) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        client = MlflowClient()
+        run_id = os.environ.get("MLFLOW_RUN_ID")
+        if run_id:
+            client.update_run(run_id, status="RUNNING")
+        else:
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "phiflow")
+            experiment = client.get_experiment_by_name(name)
+            experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+            run_id = client.create_run(experiment_id, run_name=os.environ.get("PHIFLOW_JOB_NAME")).info.run_id
+        self._client, self.run_id = client, run_id
+        known = client.get_run(run_id).data.params
+        new = [Param(key, str(value)[:250]) for key, value in params.items() if key not in known]
+        client.log_batch(run_id, params=new)
+
+    def _log(self, points: list[tuple[str, float, int, int]]) -> None:
+        from mlflow.entities import Metric
+
+        for begin in range(0, len(points), 500):
+            metrics = [Metric(key, value, stamp, step) for key, value, stamp, step in points[begin : begin + 500]]
+            self._client.log_batch(self.run_id, metrics=metrics)
+
+    def _attempt(self, what: str, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:  # any failure of the server means the same here: train on
+            self._client = None
+            reason = " ".join(str(error).split())[:160]
+            log.warning("Stopped tracking: could not %s on %s: %s", what, os.environ["MLFLOW_TRACKING_URI"], reason)

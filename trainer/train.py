@@ -1,0 +1,262 @@
+"""Fine-tunes one model, stage by stage: load, score the base, train, score the result, package."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from trainer.chat_template import EncodedChat
+from trainer.checkpoints import claim_checkpoints, last_complete_checkpoint
+from trainer.config import TrainConfig
+from trainer.encoding import encode_file
+from trainer.evaluate import Evaluation, evaluate_model
+from trainer.events import EventLog
+from trainer.files import digest_folder, sha256_file, write_atomic
+from trainer.interruption import Interruption
+from trainer.model import (
+    Hardware,
+    choose_hardware,
+    ensure_pad_token,
+    load_model,
+    load_tokenizer,
+    lora_config,
+    merge_lora,
+    stop_at,
+    stored_dtype,
+)
+from trainer.package import installed_versions, package_model
+from trainer.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob:
+    """What one run reads and writes."""
+
+    base_model: str
+    revision: str | None
+    train_file: Path
+    eval_file: Path
+    model_output_dir: Path
+    checkpoint_dir: Path
+    config: TrainConfig
+
+    def fingerprint(self) -> str:
+        """Names what the checkpoints depend on."""
+        base = digest_folder(self.base_model) if Path(self.base_model).is_dir() else self.base_model
+        parts = [base, self.revision, sha256_file(self.train_file), sha256_file(self.eval_file), self.config.to_dict()]
+        return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class _Run:
+    """What the stages of one run share."""
+
+    job: TrainJob
+    events: EventLog
+    tracker: Tracker
+    interruption: Interruption
+    hardware: Hardware
+    tokenizer: Any
+    model: Any
+    train_chats: list[EncodedChat]
+    eval_chats: list[EncodedChat]
+    stop_token_ids: set[int]
+
+
+def run_job(job: TrainJob, events: EventLog, tracker: Tracker, interruption: Interruption) -> dict[str, Any]:
+    """Run every stage and return what result.json holds.
+
+    Raises:
+        TrainerError: whatever a person can act on, by kind.
+    """
+    config = job.config
+    events.stage("loading")
+    run = _load(job, events, tracker, interruption)
+    checkpoint = last_complete_checkpoint(job.checkpoint_dir)
+    tracker.start({"base_model": job.base_model, **config.to_dict()})
+    base = _base_evaluation(run)
+    events.stage("training")
+    summary = _train(run, checkpoint)
+    events.stage("evaluating")
+    candidate = evaluate_model(run.model, run.tokenizer, run.eval_chats, config)
+    samples = _samples(run, base, candidate)
+    events.stage("packaging")
+    digest = package_model(run.model, run.tokenizer, job.model_output_dir)
+    tracker.finish(
+        {
+            f"{who}_{name}": value
+            for who, evaluation in (("base", base), ("candidate", candidate))
+            for name, value in evaluation.metrics.items()
+            if isinstance(value, float)
+        },
+        "FINISHED",
+    )
+    return {
+        "model_dir": str(job.model_output_dir),
+        "model_digest": digest,
+        "base_model": job.base_model,
+        "base_model_revision": job.revision,
+        "mlflow_run_id": tracker.run_id,
+        "metrics": {"base": base.metrics, "candidate": candidate.metrics},
+        "per_example": {"base": base.per_example, "candidate": candidate.per_example},
+        "samples": samples,
+        "loss_curve": summary.pop("loss_curve"),
+        "train": summary,
+        "versions": installed_versions(),
+    }
+
+
+def _load(job: TrainJob, events: EventLog, tracker: Tracker, interruption: Interruption) -> _Run:
+    from transformers import set_seed
+
+    set_seed(job.config.seed)
+    hardware = choose_hardware(job.config)
+    for reason in hardware.reasons:
+        log.info("Chose %s", reason)
+    tokenizer = load_tokenizer(job.base_model, job.revision)
+    train_chats, stop_token_ids = encode_file(job.train_file, tokenizer, job.config.max_length)
+    eval_chats, _ = encode_file(job.eval_file, tokenizer, job.config.max_length)
+    claim_checkpoints(job.checkpoint_dir, job.fingerprint())
+    model = load_model(job.base_model, job.revision, hardware)
+    ensure_pad_token(tokenizer, model, stop_token_ids)
+    stop_at(model, tokenizer, stop_token_ids)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    log.info("Loaded base_model=%s num_parameters=%d", job.base_model, num_parameters)
+    return _Run(
+        job=job, events=events, tracker=tracker, interruption=interruption, hardware=hardware, tokenizer=tokenizer,
+        model=model, train_chats=train_chats, eval_chats=eval_chats, stop_token_ids=stop_token_ids,
+    )  # fmt: skip
+
+
+def _base_evaluation(run: _Run) -> Evaluation:
+    """Score the base model, or read what an earlier attempt of this run found."""
+    stored = run.job.checkpoint_dir / "base_evaluation.json"
+    try:
+        return Evaluation.from_dict(json.loads(stored.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError):
+        pass
+    run.events.stage("evaluating base")
+    evaluation = evaluate_model(run.model, run.tokenizer, run.eval_chats, run.job.config)
+    write_atomic(stored, json.dumps(evaluation.to_dict(), ensure_ascii=False))
+    log.info("Evaluated base loss=%.4f", evaluation.metrics["loss"])
+    return evaluation
+
+
+def _train(run: _Run, checkpoint: tuple[Path, int] | None) -> dict[str, Any]:
+    """Train run.model in place and return the summary for result.json."""
+    from trainer.callbacks import ProgressCallback, WatchedTrainer
+
+    config = run.job.config
+    watcher = ProgressCallback(run.events, run.tracker, run.interruption)
+    lora = None if config.method == "full" else lora_config(run.model, config)
+    trainer = WatchedTrainer(
+        model=run.model,
+        args=_training_arguments(run),
+        train_dataset=_rows(run.train_chats),
+        eval_dataset=_rows(run.eval_chats) if config.eval_strategy != "no" else None,
+        processing_class=run.tokenizer,
+        callbacks=[watcher],
+        peft_config=lora,
+    )
+    trainer.watcher = watcher
+    _silence(trainer)
+    resumed = checkpoint[1] if checkpoint else None
+    if checkpoint:
+        run.events.emit("resumed", step=resumed, path=checkpoint[0].name)
+        log.info("Resumed checkpoint=%s", checkpoint[0].name)
+    begun = time.monotonic()
+    with run.interruption.deferred():
+        trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
+    seconds = time.monotonic() - begun
+    run.model = _finished_model(run, trainer)
+    return {
+        "num_steps": trainer.state.global_step,
+        "num_epochs": round(trainer.state.epoch or 0.0, 3),
+        "seconds": round(seconds, 2),
+        "num_tokens": watcher.num_tokens,
+        "tokens_per_second": round(watcher.num_tokens / seconds, 1),
+        "num_examples": len(run.train_chats),
+        "resumed_from_step": resumed,
+        "device": run.hardware.device,
+        "attention": run.hardware.reasons[0].removeprefix("attention="),
+        "choices": list(run.hardware.reasons),
+        "loss_curve": watcher.loss_curve,
+    }
+
+
+def _training_arguments(run: _Run) -> Any:
+    from trl import SFTConfig
+
+    config, hardware = run.job.config, run.hardware
+    shared = (
+        "num_train_epochs", "max_steps", "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed",
+        "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+        "max_length", "logging_steps", "save_steps", "save_total_limit",
+        "eval_strategy", "eval_steps",
+    )  # fmt: skip
+    return SFTConfig(
+        output_dir=str(run.job.checkpoint_dir),
+        **{name: getattr(config, name) for name in shared},
+        learning_rate=config.peak_learning_rate,
+        activation_checkpointing=config.gradient_checkpointing,
+        warmup_steps=config.warmup_ratio,  # below 1 it is a share
+        data_seed=config.seed,
+        bf16=hardware.bf16,
+        use_cpu=hardware.device == "cpu",
+        packing=hardware.packing,
+        dataset_kwargs={"skip_prepare_dataset": not hardware.packing},
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=hardware.device != "cpu",
+    )
+
+
+def _rows(chats: Sequence[EncodedChat]) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list([{"input_ids": chat.input_ids, "labels": chat.labels} for chat in chats])
+
+
+def _silence(trainer: Any) -> None:
+    """Take out the callback that prints every log entry as a dictionary."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def _finished_model(run: _Run, trainer: Any) -> Any:
+    """The trained model as it will be stored: LoRA merged, in the precision of the base model's files."""
+    import torch
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if run.job.config.method != "full":
+        model = merge_lora(model, run.train_chats[0].input_ids)
+    dtype = stored_dtype(run.job.base_model, run.job.revision)
+    model = model.to(dtype)
+    if run.hardware.device == "cpu":
+        model = model.to(torch.float32)  # rounded as stored, and fast to evaluate here
+    model.config.use_cache = True
+    stop_at(model, run.tokenizer, run.stop_token_ids)
+    return model
+
+
+def _samples(run: _Run, base: Evaluation, candidate: Evaluation) -> list[dict[str, str]]:
+    samples = []
+    for index in sorted(candidate.answers)[: run.job.config.num_samples]:
+        chat = run.eval_chats[index]
+        sample = {"question": chat.question, "expected": chat.expected}
+        sample |= {"base": base.answers.get(index, ""), "answer": candidate.answers[index]}
+        run.events.emit("sample", **sample)
+        log.info("Asked %r answer=%r", chat.question[:80], candidate.answers[index][:120])
+        samples.append(sample)
+    return samples

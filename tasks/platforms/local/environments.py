@@ -77,7 +77,7 @@ def ensure_environment(
             return found
         reason = f"it was {fault}" if path.exists() else "none was built from these requirements yet"
         _end_earlier_builder(path)
-        _build(found, source, python or _running_version(), log)
+        _build(found, source, python or sys.executable, log)
         return Environment(name, digest, path, found.python, False, reason)
 
 
@@ -95,10 +95,8 @@ def _requirement_files(source: Path) -> list[Path]:
 
 def _digest(source: Path, python: str | None) -> str:
     if not (source / "requirements.txt").is_file() or not _NAME.fullmatch(source.name):
-        names = sorted(path.parent.name for path in source.parent.glob("*/requirements.txt"))
         raise ConfigError(
-            f"Environment '{source.name}' has no '{source / 'requirements.txt'}'.",
-            fix=f"The environments there are: {', '.join(names) or 'none'}.",
+            f"Environment '{source.name}' has no '{source / 'requirements.txt'}'.", fix=_known(source.parent)
         )
     total = hashlib.sha256()
     machine = sysconfig.get_platform() if sys.platform != "darwin" else f"darwin-{platform.machine()}"
@@ -107,6 +105,11 @@ def _digest(source: Path, python: str | None) -> str:
     for path in _requirement_files(source):
         total.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def _known(sources: Path) -> str:
+    names = sorted(path.parent.name for path in sources.glob("*/requirements.txt"))
+    return f"The environments there are: {', '.join(names) or 'none'}."
 
 
 def _installed(path: Path) -> set[str]:
@@ -224,12 +227,13 @@ def _build_error(name: str, returncode: int, log_file: Path) -> PhiflowError:
             fix="Free some space, or set PHIFLOW_HOME to a larger disk, and run the same command again.",
             detail=tuple(lines[-_DETAIL_LINES:]),
         )
+    # The line that uv marks with a sign, which differs by terminal, or with "error:".
     cause = next(
-        (line for line in lines if line.startswith(("error:", "× ", "x "))), f"uv ended with {returncode}"
+        (line for line in lines if re.match(r"error: |[^\w\s] ", line)), f"uv ended with {returncode}"
     )
     return EnvironmentBuildError(
-        f"Environment '{name}' could not be built: {cause.removeprefix('error: ')}.",
-        fix=f"Check the network and `pip config list`, and run the same command again; all of it is in '{log_file}'.",
+        f"Environment '{name}' could not be built: {cause.partition(' ')[2].rstrip('.')}.",
+        fix=f"Check the network and `pip config list`, then run the same command again; see also '{log_file}'.",
         detail=tuple(lines[-_DETAIL_LINES:]),
     )
 
@@ -336,6 +340,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", help="version or path of the Python to use")
     options = parser.parse_args(arguments)
     try:
+        if not _NAME.fullmatch(options.name):
+            raise ConfigError(f"'{options.name}' is not the name of an environment.", fix=_known(SOURCES))
         environment = ensure_environment(
             Home.open(options.home).root,
             options.source or SOURCES / options.name,

@@ -1,0 +1,190 @@
+"""Asks a chat endpoint that speaks the OpenAI API, and reads its answer piece by piece. Knows no Prompt flow."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import requests
+
+CONNECT_SECONDS = 5.0
+DEPLOYMENT_HEADER = "azureml-model-deployment"
+
+
+class ChatError(Exception):
+    """The chat cannot go on; the message is one line for a person, without any key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where questions go and how; the names are those of the environment variables, see README.md."""
+
+    url: str
+    key: str = field(repr=False)
+    model: str = ""
+    system_prompt: str = ""
+    max_tokens: int | None = None
+    temperature: float | None = None
+    timeout_seconds: float = 120.0
+
+    @classmethod
+    def from_environment(cls) -> Endpoint:
+        """Read the endpoint from the environment.
+
+        Raises:
+            ChatError: a variable is missing or is not what it should be.
+        """
+        url = os.environ.get("PHIFLOW_ENDPOINT_URL", "").rstrip("/")
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise ChatError(
+                f"PHIFLOW_ENDPOINT_URL is {url!r}; set it to the endpoint's address, such as http://127.0.0.1:9001/v1."
+            )
+        return cls(
+            url=url,
+            key=os.environ.get("PHIFLOW_ENDPOINT_KEY", "").strip(),
+            model=os.environ.get("PHIFLOW_MODEL_NAME", ""),
+            system_prompt=os.environ.get("PHIFLOW_SYSTEM_PROMPT", ""),
+            max_tokens=_read_number("PHIFLOW_MAX_TOKENS", int),
+            temperature=_read_number("PHIFLOW_TEMPERATURE", float),
+            timeout_seconds=_read_number("PHIFLOW_REQUEST_TIMEOUT_SECONDS", float) or 120.0,
+        )
+
+
+class Reply(dict):
+    """An answer that is still arriving: its `deployment`, and its pieces, which can be read once.
+
+    A dict, so that a flow can refer to `deployment` and a trace can write the reply down.
+    """
+
+    def __init__(self, response: requests.Response, url: str) -> None:
+        super().__init__(deployment=response.headers.get(DEPLOYMENT_HEADER, ""))
+        self._response = response
+        self._url = url
+
+    def pieces(self) -> Iterator[str]:
+        """Yield the answer's pieces.
+
+        Raises:
+            ChatError: the answer broke off.
+        """
+        try:
+            # Lines are decoded here: without a charset in the header, requests would take them for Latin-1.
+            for line in self._response.iter_lines(chunk_size=None):
+                if line.startswith(b"data: ") and line != b"data: [DONE]":
+                    yield _read_text(json.loads(line[6:]), self._url)
+        except (requests.RequestException, ValueError) as error:
+            raise ChatError(f"The answer of {self._url} broke off ({type(error).__name__}). Ask again.") from error
+        finally:
+            self._response.close()
+
+
+def build_messages(system_prompt: str, turns: list[dict], question: str) -> list[dict]:
+    """Return the conversation as messages: the system prompt when there is one, the turns, the question."""
+    messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    for turn in turns:
+        messages.append({"role": "user", "content": turn["question"]})
+        messages.append({"role": "assistant", "content": turn["answer"]})
+    return [*messages, {"role": "user", "content": question}]
+
+
+def ask(endpoint: Endpoint, question: str, turns: list[dict]) -> Reply:
+    """Ask the endpoint, leaving out the oldest turns when the conversation outgrows the model's context.
+
+    Raises:
+        ChatError: the question is empty, or the endpoint is down, refuses the key, or refuses the request.
+    """
+    if not isinstance(question, str) or not question.strip():
+        raise ChatError("The question is empty. Ask something.")
+    while True:
+        response = _post(endpoint, build_messages(endpoint.system_prompt, turns, question))
+        if response.status_code == 200:
+            return Reply(response, endpoint.url)
+        with response:
+            message, code = _read_error(response)
+        if code == "context_length_exceeded" and turns:
+            turns = turns[(len(turns) + 1) // 2 :]
+            continue
+        raise ChatError(_explain(response.status_code, message, endpoint.url))
+
+
+def _post(endpoint: Endpoint, messages: list[dict]) -> requests.Response:
+    body: dict = {"messages": messages, "stream": True}
+    for name in ("model", "max_tokens", "temperature"):
+        if getattr(endpoint, name) not in (None, ""):
+            body[name] = getattr(endpoint, name)
+    headers = {"Accept": "text/event-stream"}
+    if endpoint.key:
+        headers["Authorization"] = f"Bearer {endpoint.key}"
+    session = requests.Session()
+    # A proxy of the environment, or a .netrc, must not come between this app and its own machine.
+    session.trust_env = not _is_loopback(endpoint.url)
+    timeout = (CONNECT_SECONDS, endpoint.timeout_seconds)
+    try:
+        return session.post(
+            f"{endpoint.url}/chat/completions", json=body, headers=headers, timeout=timeout, stream=True
+        )
+    except requests.Timeout as error:
+        raise ChatError(
+            f"The endpoint {endpoint.url} did not answer within {endpoint.timeout_seconds:g} seconds. "
+            "Try again, or set PHIFLOW_REQUEST_TIMEOUT_SECONDS."
+        ) from error
+    except requests.ConnectionError as error:
+        raise ChatError(
+            f"Nothing answers at the endpoint {endpoint.url}. Start it, or correct PHIFLOW_ENDPOINT_URL."
+        ) from error
+    except (requests.RequestException, UnicodeError) as error:
+        raise ChatError(f"The endpoint {endpoint.url} cannot be asked ({type(error).__name__}).") from None
+
+
+def _explain(status: int, message: str, url: str) -> str:
+    if status in (401, 403):
+        return f"The endpoint {url} refused the key. Set PHIFLOW_ENDPOINT_KEY to the endpoint's current key."
+    if status == 429:
+        return f"The endpoint {url} is busy: {message}. Ask again in a moment."
+    if status >= 500:
+        return f"The endpoint {url} failed with status {status}: {message}. Ask again, or look at its log."
+    return f"The endpoint {url} refused the question with status {status}: {message}."
+
+
+def _read_error(response: requests.Response) -> tuple[str, str]:
+    text = response.content[:10_000].decode("utf-8", "replace")
+    try:
+        error = json.loads(text)["error"]
+        message, code = str(error["message"]), str(error.get("code") or "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, code = text, ""
+    return " ".join(message.split()).rstrip(".")[:300] or "no reason given", code
+
+
+def _read_text(chunk: dict, url: str) -> str:
+    if "error" in chunk:
+        error = chunk["error"]
+        message = error.get("message") if isinstance(error, dict) else error
+        raise ChatError(f"The endpoint {url} stopped in the middle of its answer: {message}.")
+    choice = (chunk.get("choices") or [{}])[0]
+    return (choice.get("delta") or {}).get("content") or ""
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read_number(name: str, kind: type) -> int | float | None:
+    text = os.environ.get(name, "")
+    if not text:
+        return None
+    try:
+        value = kind(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < float("inf"):
+        raise ChatError(f"{name} is {text!r}; set it to a number, or leave it out.")
+    return value

@@ -233,7 +233,7 @@ def _build_error(name: str, returncode: int, log_file: Path) -> PhiflowError:
     )
     return EnvironmentBuildError(
         f"Environment '{name}' could not be built: {cause.partition(' ')[2].rstrip('.')}.",
-        fix=f"Check the network and `pip config list`, then run the same command again; see also '{log_file}'.",
+        fix=f"Check the network and `pip config list`, then run it again; see also '{log_file}'.",
         detail=tuple(lines[-_DETAIL_LINES:]),
     )
 

@@ -35,10 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("Interrupted; nothing was written.", file=sys.stderr)
         return 130
     counts = manifest["counts"]
-    noted = "".join(f", {counts[name]} {name}" for name in ("rejected", "duplicates", "overlap", "trimmed"))
-    print(
-        f"Prepared {counts['train']} train and {counts['test']} test conversations in {given['output_dir']}{noted}"
-    )
+    noted = ", ".join(f"{counts[name]} {name}" for name in ("rejected", "duplicates", "overlap", "trimmed"))
+    sides = f"{counts['train']} train and {counts['test']} test conversations"
+    print(f"Prepared {sides} in {given['output_dir']} ({noted})")
     return 0
 
 

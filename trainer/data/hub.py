@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,14 @@ from typing import Any
 
 from trainer.errors import TrainerError
 
-_COMMIT = re.compile(r"@([0-9a-f]{40})/")
+_COMMIT = re.compile(r"/([0-9a-f]{40})/")
+
+# What the hub's own errors mean to a person; their texts begin with an HTTP status.
+_REASONS = {
+    "RepositoryNotFoundError": "the hub has no such dataset, or it is private",
+    "RevisionNotFoundError": "it has no such revision",
+    "GatedRepoError": "it is gated",
+}
 
 
 class HubSource:
@@ -61,27 +67,47 @@ class HubSource:
             )
         except Exception as error:  # datasets raises many kinds for a wrong name, and none in common
             raise self._explain(error) from None
-        if resolved is None:
-            found = _COMMIT.search(" ".join(dataset.info.download_checksums or ()))
-            resolved = found.group(1) if found else None
-        return dataset, resolved
+        return dataset, resolved or self._cached_commit(dataset)
+
+    def _cached_commit(self, dataset: Any) -> str | None:
+        """The commit of a cached copy, which `datasets` keeps in a folder of that name."""
+        found = _COMMIT.search(" ".join(item["filename"] for item in dataset.cache_files))
+        commit = found.group(1) if found else None
+        # Offline, datasets takes the latest cached copy, whatever revision was asked for.
+        if commit and re.fullmatch(r"[0-9a-f]{40}", self.revision or "") and commit != self.revision:
+            raise TrainerError(
+                f"The hub is out of reach and the cached copy of {self.name} is of commit {commit}, "
+                f"not {self.revision}.",
+                "Connect to the network, or leave the revision out.",
+            )
+        return commit
 
     def _resolve(self) -> str | None:
-        """The commit the revision means now; None when the hub cannot be asked (a cached copy may do)."""
+        """The commit the revision means now; None when the hub is out of reach (a cached copy may do)."""
         import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError
 
-        with contextlib.suppress(Exception):
+        try:
             return huggingface_hub.HfApi().dataset_info(self.name, revision=self.revision, timeout=20).sha
+        except HfHubHTTPError as error:
+            if error.response.status_code < 500:
+                raise self._explain(error) from None
+        except Exception as error:  # no network, in as many kinds as there are HTTP libraries
+            print(
+                f"The hub is out of reach ({type(error).__name__}); trying the local cache", file=sys.stderr
+            )
+            # Without this, datasets retries for half a minute before it looks into its cache.
+            huggingface_hub.constants.HF_HUB_OFFLINE = True
         return None
 
     def _explain(self, error: Exception) -> TrainerError:
         wanted = f"{self.name} (config {self.config_name or 'default'}, split {self.split}"
         wanted += f", revision {self.revision})" if self.revision else ")"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         kind = type(error).__name__
+        reason = _REASONS.get(kind) or (str(error).strip().splitlines() or [kind])[0].rstrip(".")
         if isinstance(error, ConnectionError | TimeoutError) or "Offline" in kind or "Connect" in kind:
             fix = "Check the network and HF_HUB_OFFLINE, or name a local file."
-        elif "Gated" in kind or "gated" in reason:
+        elif "gated" in reason:
             fix = "Accept its terms on the hub and set HF_TOKEN."
         else:
             fix = "Check the id, config, split and revision, and that the hub can be reached."

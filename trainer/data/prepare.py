@@ -6,10 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
-import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +17,7 @@ from typing import Any, BinaryIO
 from trainer.data import split
 from trainer.data.conversation import RejectedRecordError, kind_of
 from trainer.data.options import DataOptions
+from trainer.data.output import durable, require_replaceable, whole_or_absent, write_durably
 from trainer.data.shapes import Conversation, to_conversation
 from trainer.data.sources import Source, choose_shape, open_source
 from trainer.data.tokens import TokenStatistics
@@ -70,11 +68,11 @@ def prepare(options: DataOptions) -> dict[str, Any]:
     test_source = open_source(options.test_source) if options.test_source else None
     shape = choose_shape(source, options.shape, options.group_by)
     output_dir = Path(options.output_dir).absolute()
-    _require_replaceable(output_dir)
+    require_replaceable(output_dir)
     tokens = TokenStatistics(options.tokenizer, options.max_length) if options.tokenizer else None
     try:
         output_dir.parent.mkdir(parents=True, exist_ok=True)
-        with _whole_or_absent(output_dir) as folder, contextlib.ExitStack() as files:
+        with whole_or_absent(output_dir) as folder, contextlib.ExitStack() as files:
             writer = _Writer(folder, files, tokens)
             if test_source:
                 test_shape = choose_shape(test_source, options.shape, options.group_by)
@@ -86,15 +84,13 @@ def prepare(options: DataOptions) -> dict[str, Any]:
             _require_both_sides(writer.tally, options)
             files.close()
             manifest = _manifest(folder, writer, shape, source, test_source)
-            _write_durably(
-                folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=2) + "\n"
-            )
+            write_durably(folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
             return manifest
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise TrainerError(
             f"The data could not be written to {output_dir}: {error.strerror or error}.",
-            f"{'Free some space' if is_full else 'Mend that'} or name another folder; nothing was left half-written.",
+            f"{'Free some space' if is_full else 'Mend that'} or name another folder; nothing was left.",
         ) from None
 
 
@@ -105,7 +101,7 @@ class _Writer:
         self.tally = _Tally()
         self.tokens = tokens
         self._files: dict[str, BinaryIO] = {
-            name: files.enter_context(_durable(folder / file))
+            name: files.enter_context(durable(folder / file))
             for name, file in (
                 ("train", "train.jsonl"),
                 ("test", "test.jsonl"),
@@ -217,8 +213,8 @@ def _require_few_rejected(tally: _Tally, options: DataOptions) -> None:
     if num_rejected <= options.max_rejected_share * num_read and num_rejected < num_read:
         return
     raise RejectedDataError(
-        f"{num_rejected} of {num_read} records of {options.source} were rejected; "
-        f"max_rejected_share {options.max_rejected_share:g} allows {int(options.max_rejected_share * num_read)}.",
+        f"{num_rejected} of {num_read} records of {options.source} were rejected; max_rejected_share "
+        f"{options.max_rejected_share:g} allows {int(options.max_rejected_share * num_read)}.",
         "Mend them, or allow a share that covers them." if num_rejected < num_read else "Mend them.",
         tally.rejected,
     )
@@ -269,46 +265,3 @@ def _manifest(
     if writer.tokens:
         manifest["tokens"] = writer.tokens.summary()
     return manifest
-
-
-def _require_replaceable(output_dir: Path) -> None:
-    if output_dir.is_dir():
-        if any(output_dir.iterdir()) and not (output_dir / "manifest.json").is_file():
-            raise TrainerError(
-                f"The output folder {output_dir} holds other files, which would be lost.",
-                "Name an empty or new folder.",
-            )
-    elif output_dir.exists():
-        raise TrainerError(f"The output folder {output_dir} is a file.", "Name a folder.")
-
-
-@contextlib.contextmanager
-def _whole_or_absent(output_dir: Path) -> Iterator[Path]:
-    """A folder beside the wanted one, renamed to it on success and removed on any failure."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp gives 700; the job that reads it may be another user's
-        if output_dir.exists():
-            before = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-old-", dir=output_dir.parent))
-            os.replace(output_dir, before)
-            os.replace(folder, output_dir)
-            shutil.rmtree(before, ignore_errors=True)
-        else:
-            os.replace(folder, output_dir)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextlib.contextmanager
-def _durable(path: Path) -> Iterator[BinaryIO]:
-    with open(path, "wb", buffering=1 << 18) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with _durable(path) as file:
-        file.write(text.encode("utf-8"))

@@ -121,7 +121,8 @@ def _from_pair(record: dict[str, Any]) -> Conversation:
     prompt_name, completion_name = _pair(set(record))
     if not prompt_name or not completion_name:
         raise RejectedRecordError(
-            f"the record has no prompt and completion; its columns are {', '.join(map(repr, record)) or 'none'}"
+            "the record has no prompt and completion; its columns are "
+            f"{', '.join(map(repr, list(record)[:20])) or 'none'}"
         )
     prompt, completion = _parsed(record[prompt_name]), _parsed(record[completion_name])
     for name, value in ((prompt_name, prompt), (completion_name, completion)):

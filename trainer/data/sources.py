@@ -97,16 +97,18 @@ def choose_shape(source: Source, wanted: str = "auto", group_by: str | None = No
     if wanted != "auto" and not all(set(names) & set(columns) for names in SHAPE_COLUMNS[wanted]):
         need = " and ".join(" or ".join(map(repr, names[:3])) for names in SHAPE_COLUMNS[wanted])
         raise TrainerError(
-            f"The data source {source.name} has not the shape {wanted}, which needs {need}. {explain_columns(columns)}"
+            f"The data source {source.name} has not the shape {wanted}, which needs {need}.",
+            explain_columns(columns),
         )
     if shape is None:
         raise TrainerError(
             f"The data source {source.name} has no columns of a known shape. {explain_columns(columns)}",
-            "Known: messages; conversations; instruction and output; prompt and completion; question and answer.",
+            "Known: messages, conversations, instruction and output, prompt and completion.",
         )
     if group_by is not None and not is_group_seen:
         raise TrainerError(
-            f"The data source {source.name} has no column {group_by!r} to group by. {_seen(columns, group_by)}",
+            f"The data source {source.name} has no column {group_by!r} to group by.",
+            _seen(columns, group_by),
             kind="configuration",
         )
     return shape if wanted == "auto" else wanted
@@ -220,7 +222,7 @@ def _format_of(path: Path) -> str:
 
 
 def _lines_or_refuse(path: Path) -> str:
-    """A .json file that starts with an object is JSON Lines, or one object over many lines, which is refused."""
+    """A .json file that starts with an object is JSON Lines; one object over many lines is refused."""
     with open(path, "rb") as file:
         _, first = next((item for item in read_lines(file)), (0, None))
     pretty = isinstance(first, RejectedRecordError) and ("at character" in str(first))

@@ -26,9 +26,7 @@ class LocalPlatformConfig(Section):
     """This machine."""
 
     kind: Literal["local"] = "local"
-    home: str = Field(
-        "", description="State folder; empty: PHIFLOW_HOME, or .phiflow in the working directory."
-    )
+    home: str = Field("", description="State folder; empty: PHIFLOW_HOME, or .phiflow in the working directory.")
 
 
 PlatformConfig = LocalPlatformConfig
@@ -52,9 +50,7 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The base model and the name the result is registered under."""
 
-    base: str = Field(
-        "builtin/tiny-phi3", min_length=1, description="A hub id, a local folder, or builtin/tiny-phi3."
-    )
+    base: str = Field("builtin/tiny-phi3", min_length=1, description="A hub id, a local folder, or builtin/tiny-phi3.")
     revision: str = Field("", description="The hub model's commit, tag or branch.")
     name: OptionalName = Field("", description="The registered model's name; empty: the run's name.")
 
@@ -97,7 +93,6 @@ class ServingConfig(Section):
     """How one deployment serves its model."""
 
     server: Literal["openai"] = "openai"
-    environment: str = Field("serving-cpu", pattern=r"^[a-z][a-z0-9-]*$")
     instance_count: Literal[1] = 1
     max_concurrent_requests: int = Field(16, ge=1, le=1024)
     request_timeout_seconds: float = Field(180, gt=0, le=3600)
@@ -112,9 +107,7 @@ class RolloutConfig(Section):
     )
     hold_seconds: float = Field(10, ge=0, description="How long each step is watched.")
     max_error_percent: float = Field(0.0, ge=0, le=100)
-    max_latency_ratio: float = Field(
-        3.0, gt=0, description="The new deployment's p95 latency over the old one's."
-    )
+    max_latency_ratio: float = Field(3.0, gt=0, description="The new deployment's p95 latency over the old one's.")
     max_latency_seconds: float = Field(60, gt=0, description="p95 latency that is too slow in any case.")
     num_probes: int = Field(6, ge=1, le=100, description="Questions asked before any traffic.")
     min_probe_match: float = Field(

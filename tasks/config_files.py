@@ -32,9 +32,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is not text", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not text", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key}' is given twice", key_node.start_mark
@@ -68,9 +66,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Pipelin
     return resolve_config(path, overrides)[0]
 
 
-def resolve_config(
-    path: str | Path, overrides: list[str] | None = None
-) -> tuple[PipelineConfig, dict[str, str]]:
+def resolve_config(path: str | Path, overrides: list[str] | None = None) -> tuple[PipelineConfig, dict[str, str]]:
     """Resolve as `load_config` does, and say where each dotted key's value came from."""
     values = _read_file(Path(path))
     origins = {key: str(path) for key in _flatten(values)}
@@ -145,11 +141,7 @@ def _flatten(values: Any, prefix: str = "") -> list[str]:
 
 def looks_like_path(value: str, base: Path) -> bool:
     """Tell a file or folder from a hub id."""
-    return (
-        value.startswith((".", "/", "~"))
-        or value.lower().endswith(_FILE_SUFFIXES)
-        or (base / value).exists()
-    )
+    return value.startswith((".", "/", "~")) or value.lower().endswith(_FILE_SUFFIXES) or (base / value).exists()
 
 
 def _make_paths_absolute(values: dict[str, Any], base: Path, keys: set[str]) -> None:

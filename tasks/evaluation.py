@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 from typing import Any
 
+from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from tasks.config import GateConfig, PlatformConfig
@@ -18,9 +20,7 @@ from tasks.platforms.connect import connect
 from tasks.platforms.errors import NotFoundError
 from tasks.platforms.refs import (
     BaseModelRef,
-    ComputeRef,
-    DataManifest,
-    EnvironmentRef,
+    EndpointRef,
     GateReport,
     JobKind,
     JobSpec,
@@ -30,18 +30,17 @@ from tasks.platforms.refs import (
 )
 from tasks.step import log, step
 from tasks.training import await_job, trainer_digest
-from trainer.config import TrainConfig
 
 _EVALUATION_KEYS = ("max_length", "per_device_eval_batch_size", "num_eval_generations", "max_new_tokens_eval")
-_EVALUATION_CODE = ("evaluate.py", "chat_template.py", "chats.py", "model.py")
+_EVALUATION_CODE = ("evaluate.py", "chat_template.py", "chats.py", "encoding.py", "model.py")
 _Z95 = 1.96
 
 
-@step(cache_policy=None)
-def read_champion(place: PlatformConfig, endpoint: str, model: str) -> ModelVersion | None:
+@step(cache_policy=NO_CACHE)
+def read_champion(place: PlatformConfig, endpoint: EndpointRef, model: str) -> ModelVersion | None:
     """The model version that has the endpoint's traffic now, if any."""
     platform = connect(place)
-    status = platform.read_endpoint(endpoint)
+    status = platform.read_endpoint(endpoint.name)
     serving = status and next((d for d in status.deployments if d.name == status.traffic.main), None)
     if not serving:
         return None
@@ -55,13 +54,9 @@ def read_champion(place: PlatformConfig, endpoint: str, model: str) -> ModelVers
 @step()
 def compare_with_champion(
     place: PlatformConfig,
-    run_name: str,
-    train: TrainConfig,
+    trained: JobSpec,
     result: TrainingResult,
     champion: ModelVersion | None,
-    data: DataManifest,
-    environment: EnvironmentRef,
-    compute: ComputeRef,
     gate: GateConfig,
 ) -> GateReport:
     """Evaluate the champion on this run's test set and decide."""
@@ -71,23 +66,17 @@ def compare_with_champion(
     candidate = [example["loss"] for example in details["per_example"]["candidate"]]
     if champion is None or champion.digest == result.model_digest:
         return decide(gate, result, base, candidate, None, champion)
-    spec = _evaluation_spec(run_name, train, champion, data, environment, compute)
-    job = platform.submit_job(spec, str(flow_run.id))
+    job = platform.submit_job(_evaluation_spec(trained, champion), str(flow_run.id))
     log().info("Evaluating version=%s on this test set: %s", champion.version, job.origin.reason)
     await_job(platform, job)
     scores = platform.read_job_result(job)["per_example"]
     return decide(gate, result, base, candidate, [example["loss"] for example in scores], champion)
 
 
-def _evaluation_spec(
-    run_name: str,
-    train: TrainConfig,
-    champion: ModelVersion,
-    data: DataManifest,
-    environment: EnvironmentRef,
-    compute: ComputeRef,
-) -> JobSpec:
-    settings = {key: value for key, value in train.to_dict().items() if key in _EVALUATION_KEYS}
+def _evaluation_spec(trained: JobSpec, champion: ModelVersion) -> JobSpec:
+    """What was trained says on which test set, and where; only what changes a score is in the name."""
+    settings = {key: value for key, value in json.loads(trained.settings).items() if key in _EVALUATION_KEYS}
+    code = {path: digest for path, digest in trainer_digest().items() if path in _EVALUATION_CODE}
     model = BaseModelRef(
         base=f"{champion.name}:{champion.version}",
         revision="",
@@ -95,16 +84,12 @@ def _evaluation_spec(
         location=champion.location,
         origin=champion.origin,
     )
-    code = {path: digest for path, digest in trainer_digest().items() if path in _EVALUATION_CODE}
-    return JobSpec(
+    return replace(
+        trained,
         kind=JobKind.EVALUATION,
-        run_name=run_name,
         code_digest=json.dumps(code, sort_keys=True),
         settings=json.dumps(settings, sort_keys=True),
         model=model,
-        data=data,
-        environment=environment,
-        compute=compute,
     )
 
 
@@ -123,9 +108,7 @@ def decide(
     )
     problems = []
     if len(candidate) < gate.min_examples:
-        problems.append(
-            f"the test set has {len(candidate)} examples, gate.min_examples asks for {gate.min_examples}"
-        )
+        problems.append(f"the test set has {len(candidate)} examples, gate.min_examples asks for {gate.min_examples}")
     if not all(map(math.isfinite, candidate)):
         problems.append("the candidate's loss is not a number")
     elif low <= gate.min_improvement:
@@ -158,9 +141,7 @@ def decide(
     )
 
 
-def _praise(
-    result: TrainingResult, champion: list[float] | None, serving: ModelVersion | None, same: bool
-) -> str:
+def _praise(result: TrainingResult, champion: list[float] | None, serving: ModelVersion | None, same: bool) -> str:
     better = f"loss {result.candidate.loss:.4f} beats the base's {result.base.loss:.4f}"
     if same:
         return f"{better}; it is the version now serving"

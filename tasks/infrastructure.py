@@ -8,21 +8,9 @@ from tasks.platforms.refs import BaseModelRef, ComputeRef, EnvironmentRef
 from tasks.step import step
 
 
-@step()
+@step(task_run_name="ensure_environment-{name}")
 def ensure_environment(place: PlatformConfig, name: str) -> EnvironmentRef:
     """Have the environment built."""
-    return connect(place).ensure_environment(name)
-
-
-@step()
-def ensure_serving_environment(place: PlatformConfig, name: str) -> EnvironmentRef:
-    """Have the model server's environment built."""
-    return connect(place).ensure_environment(name)
-
-
-@step()
-def ensure_chat_environment(place: PlatformConfig, name: str) -> EnvironmentRef:
-    """Have the chat app's environment built."""
     return connect(place).ensure_environment(name)
 
 
@@ -33,8 +21,6 @@ def ensure_compute(place: PlatformConfig, compute: ComputeConfig) -> ComputeRef:
 
 
 @step()
-def resolve_base_model(
-    place: PlatformConfig, model: ModelConfig, environment: EnvironmentRef
-) -> BaseModelRef:
+def resolve_base_model(place: PlatformConfig, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
     """Pin the base model to its content."""
     return connect(place).resolve_base_model(model, environment)

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect import get_run_logger, task
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import task_run
 from prefect.tasks import Task
 
 from tasks.platforms.errors import TransientPlatformError
@@ -19,11 +20,11 @@ R = TypeVar("R")
 RETRIES = 3
 RETRY_SECONDS = 5
 
-# Of this process's run, for the report; a run retried elsewhere reads its earlier steps from Prefect.
+# Of this process's task runs, by id, for the list of steps.
 origins: dict[str, Origin] = {}
 
 
-async def is_transient(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
+async def is_transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
     """Retry only what says that trying again may help."""
     try:
         await state.aresult()
@@ -43,7 +44,7 @@ def step(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
             value = function(*args, **kwargs)
             origin = getattr(value, "origin", None)
             if origin is not None:
-                origins[function.__name__] = origin
+                origins[str(task_run.id)] = origin
                 verb = "Reused" if origin.reused else "Made"
                 get_run_logger().info("%s by %s: %s", verb, function.__name__, origin.reason)
             return value

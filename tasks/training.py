@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
 from prefect.runtime import flow_run
@@ -114,6 +115,7 @@ def await_job(platform: Platform, job: JobRef) -> None:
         _require_completed(job, status)
         return
     artifact = create_progress_artifact(progress=0.0, key="training-progress", description=f"Job {job.name}")
+    assert isinstance(artifact, UUID)  # not a coroutine: this is synchronous code
     shown, last_line = "", 0.0
     while not status.state.ended:
         line = progress_line(status)
@@ -156,6 +158,4 @@ def _require_completed(job: JobRef, status: JobStatus) -> None:
             f"Job {job.name} was {status.error or 'cancelled'}.",
             fix="Run the same command to start again from its last checkpoint.",
         )
-    raise JobFailedError(
-        f"Job {job.name} failed: {status.error.rstrip('.')}.", fix=status.fix, detail=status.log_tail
-    )
+    raise JobFailedError(f"Job {job.name} failed: {status.error.rstrip('.')}.", fix=status.fix, detail=status.log_tail)

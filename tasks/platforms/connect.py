@@ -8,6 +8,7 @@ from tasks.platforms.port import Platform
 
 if TYPE_CHECKING:
     from tasks.config import PlatformConfig
+    from tasks.platforms.local.services import Services
 
 
 def connect(config: PlatformConfig) -> Platform:
@@ -16,3 +17,11 @@ def connect(config: PlatformConfig) -> Platform:
     from tasks.platforms.local.state import Home
 
     return LocalPlatform(Home.open(config.home))
+
+
+def local_services(home: str = "") -> Services:
+    """The programs on this machine that outlive a run, whatever platform the run is on."""
+    from tasks.platforms.local.services import Services
+    from tasks.platforms.local.state import Home
+
+    return Services(Home.open(home))

@@ -84,7 +84,7 @@ class Platform(Protocol):
         """The job's events so far, oldest first."""
 
     # Model registry
-    def register_model(self, name: str, job: JobRef, model_location: str, digest: str) -> ModelVersion:
+    def register_model(self, name: str, job: JobRef, model_location: str, digest: str, gate: str) -> ModelVersion:
         """Register the job's model as the next version, or adopt the version with that digest."""
 
     def read_model(self, name: str, version: str) -> ModelVersion:
@@ -102,7 +102,9 @@ class Platform(Protocol):
     def lease_endpoint(self, name: str, owner: str, wait_seconds: float) -> AbstractContextManager[None]:
         """Exclusive right to change the endpoint; ConflictError names the holder after the wait."""
 
-    def deploy(self, endpoint: str, model: ModelVersion, serving: ServingConfig) -> DeploymentRef:
+    def deploy(
+        self, endpoint: str, model: ModelVersion, serving: ServingConfig, environment: EnvironmentRef
+    ) -> DeploymentRef:
         """Begin a deployment with no traffic, or adopt the one with that content."""
 
     def read_deployment(self, endpoint: str, name: str) -> DeploymentStatus:
@@ -136,7 +138,7 @@ class Platform(Protocol):
     # Chat
     def ensure_connection(self, endpoint: EndpointRef) -> ConnectionRef: ...
 
-    def ensure_chat(self, connection: ConnectionRef, chat: ChatConfig) -> ChatService:
+    def ensure_chat(self, connection: ConnectionRef, chat: ChatConfig, environment: EnvironmentRef) -> ChatService:
         """Serve the chat app, or adopt or refresh the one that runs; returns once it answers."""
 
     def read_chat(self, endpoint: str) -> ChatService | None: ...

@@ -222,7 +222,10 @@ class GateReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion:
-    """A registered model version; `rejected` is the reason it must never get traffic, if there is one."""
+    """A registered model version.
+
+    `gate` is the gate's decision as JSON text; `rejected` the reason it must never get traffic, if any.
+    """
 
     name: str
     version: str
@@ -230,6 +233,7 @@ class ModelVersion:
     job: str
     data_digest: str
     location: str
+    gate: str = "{}"
     rejected: str = ""
     origin: Origin = field(compare=False)
 

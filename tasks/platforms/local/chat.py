@@ -53,15 +53,11 @@ class Chat:
         self._services.wait_until_answers(name, f"{url}/health")
         write_json(folder / "chat.json", {"url": url})
         reason = "started" if changed else "it runs with the same content and answers"
-        return ChatService(
-            url=url, endpoint=connection.endpoint, origin=Origin(reused=not changed, reason=reason)
-        )
+        return ChatService(url=url, endpoint=connection.endpoint, origin=Origin(reused=not changed, reason=reason))
 
     def read(self, endpoint: str) -> ChatService | None:
         """The app that was last served for the endpoint."""
         record = read_json(self._home.path("chat", endpoint, "chat.json"), None)
         if record is None:
             return None
-        return ChatService(
-            url=record["url"], endpoint=endpoint, origin=Origin(reused=True, reason="read")
-        )
+        return ChatService(url=record["url"], endpoint=endpoint, origin=Origin(reused=True, reason="read"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,12 +45,9 @@ _HISTORY_LINES = 50
 class Endpoints:
     """The endpoints of one state folder."""
 
-    def __init__(
-        self, home: Home, services: Services, environment: Callable[[str], EnvironmentRef]
-    ) -> None:
+    def __init__(self, home: Home, services: Services) -> None:
         self._home = home
         self._services = services
-        self._environment = environment
 
     def ensure(self, name: str) -> EndpointRef:
         """Make the endpoint, with its key and no deployment, unless it exists."""
@@ -98,9 +95,10 @@ class Endpoints:
                 f"Endpoint {name} is being changed by {holder}.", fix="Wait for it, or cancel that run."
             ) from error
 
-    def deploy(self, endpoint: str, model: ModelVersion, serving: ServingConfig) -> DeploymentRef:
+    def deploy(
+        self, endpoint: str, model: ModelVersion, serving: ServingConfig, environment: EnvironmentRef
+    ) -> DeploymentRef:
         """Define the model server and start it; the name says version and serving configuration."""
-        environment = self._environment(serving.environment)
         server = self._home.snapshot(project_folder("deployments", "server"), "server")
         # Time-outs of the rollout do not change what is served, so they are not in the name.
         content = serving.model_dump(mode="json", exclude={"start_timeout_seconds"})
@@ -221,7 +219,7 @@ class Endpoints:
         if deployment:
             headers["azureml-model-deployment"] = deployment
         url = f"{self._services.gateway()}/{endpoint}/v1/chat/completions"
-        body = {"messages": messages, "max_tokens": max_tokens, "temperature": 0}
+        body: dict[str, Any] = {"messages": messages, "max_tokens": max_tokens, "temperature": 0}
         started = time.monotonic()
         try:
             response = requests.post(url, json=body, headers=headers, timeout=timeout_seconds)

@@ -58,16 +58,12 @@ class Jobs:
                 return _with_reason(last, f"job {last.name} is {status.state}: adopted")
             step = self._last_checkpoint(spec.key)
             start = f"starts from checkpoint step {step}" if step else "starts from the base model"
-            reason = (
-                f"attempt {last.attempt} {status.state} ({status.error}); attempt {last.attempt + 1} {start}"
-            )
+            reason = f"attempt {last.attempt} {status.state} ({status.error}); attempt {last.attempt + 1} {start}"
             return self._start(spec, last.attempt + 1, run_id, reason)
 
     def latest(self, key: str) -> JobRef | None:
         """The last attempt under a key."""
-        found = [
-            read_json(path) for path in self._home.folder("jobs").glob(f"{key}*/job.json") if _is_of(path, key)
-        ]
+        found = [read_json(path) for path in self._home.folder("jobs").glob(f"{key}*/job.json") if _is_of(path, key)]
         return _ref(max(found, key=lambda job: job["attempt"])) if found else None
 
     def of_run(self, run_id: str) -> tuple[JobRef, ...]:
@@ -124,9 +120,7 @@ class Jobs:
         try:
             result = read_json(folder / "logs" / "result.json")
         except FileNotFoundError as error:
-            raise JobFailedError(
-                f"Job {job.name} left no result.", fix="Run the same command again."
-            ) from error
+            raise JobFailedError(f"Job {job.name} left no result.", fix="Run the same command again.") from error
         result["model_location"] = str(folder / "model")
         result["result_file"] = str(folder / "logs" / "result.json")
         return result

@@ -79,6 +79,8 @@ def _read_env_file(path: Path) -> dict[str, str]:
 
 def _execute(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
     sys.stdout.flush()
+    # Python ignores it, and what a process ignores is inherited.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         os.execvpe(command[0], list(command), environment)
     except OSError as error:

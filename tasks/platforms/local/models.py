@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion as RegistryEntry
 
-_DIGEST, _JOB, _DATA, _REJECTED = "phiflow.digest", "phiflow.job", "phiflow.data", "phiflow.rejected"
+_DIGEST, _JOB, _DATA = "phiflow.digest", "phiflow.job", "phiflow.data"
+_GATE, _REJECTED = "phiflow.gate", "phiflow.rejected"
 _ENDED = {JobState.COMPLETED: "FINISHED", JobState.FAILED: "FAILED", JobState.CANCELLED: "KILLED"}
 
 
@@ -51,7 +52,7 @@ class Models:
         if run_id and client.get_run(run_id).info.status == "RUNNING":
             client.set_terminated(run_id, _ENDED[state])
 
-    def register(self, name: str, job: JobRef, run_id: str, location: str, digest: str) -> ModelVersion:
+    def register(self, name: str, job: JobRef, run_id: str, location: str, digest: str, gate: str) -> ModelVersion:
         """Copy the model into the registry's store and give it the next version number."""
         from mlflow.exceptions import MlflowException
 
@@ -70,7 +71,7 @@ class Models:
                     name,
                     source=f"{artifacts}/model",
                     run_id=run_id,
-                    tags={_DIGEST: digest, _JOB: job.name, _DATA: job.data_digest},
+                    tags={_DIGEST: digest, _JOB: job.name, _DATA: job.data_digest, _GATE: gate},
                 )
             except MlflowException as error:
                 raise PhiflowError(
@@ -123,8 +124,7 @@ class Models:
             return list(self._client().search_model_versions(f"name='{name}'"))
         except MlflowException as error:
             raise TransientPlatformError(
-                f"The MLflow server at {self._tracking_url()} did not list the versions of {name}: "
-                f"{error.message}",
+                f"The MLflow server at {self._tracking_url()} did not list the versions of {name}: {error.message}",
                 fix="phiflow status shows whether it runs.",
             ) from error
 
@@ -137,6 +137,7 @@ def _version(entry: RegistryEntry, origin: Origin) -> ModelVersion:
         job=entry.tags.get(_JOB, ""),
         data_digest=entry.tags.get(_DATA, ""),
         location=str(entry.source).removeprefix("file://"),
+        gate=entry.tags.get(_GATE, "{}"),
         rejected=entry.tags.get(_REJECTED, ""),
         origin=origin,
     )

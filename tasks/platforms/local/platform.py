@@ -54,13 +54,11 @@ class LocalPlatform:
         self._models = Models(home, self.tracking_url)
         self._jobs = Jobs(home, self._models.start_tracking)
         self._preparation = Preparation(home)
-        self._endpoints = Endpoints(home, self.services, self.ensure_environment)
+        self._endpoints = Endpoints(home, self.services)
         self._chat = Chat(home, self.services)
 
     def ensure_environment(self, name: str) -> EnvironmentRef:
-        built = environments.ensure_environment(
-            self.home.root, project_folder("environments", name), log=_log.info
-        )
+        built = environments.ensure_environment(self.home.root, project_folder("environments", name), log=_log.info)
         return EnvironmentRef(
             name=name,
             version=built.digest,
@@ -110,8 +108,8 @@ class LocalPlatform:
     def read_events(self, job: JobRef) -> tuple[dict[str, Any], ...]:
         return self._jobs.events(job)
 
-    def register_model(self, name: str, job: JobRef, model_location: str, digest: str) -> ModelVersion:
-        return self._models.register(name, job, self._jobs.mlflow_run(job), model_location, digest)
+    def register_model(self, name: str, job: JobRef, model_location: str, digest: str, gate: str) -> ModelVersion:
+        return self._models.register(name, job, self._jobs.mlflow_run(job), model_location, digest, gate)
 
     def read_model(self, name: str, version: str) -> ModelVersion:
         return self._models.read(name, version)
@@ -128,8 +126,10 @@ class LocalPlatform:
     def lease_endpoint(self, name: str, owner: str, wait_seconds: float) -> AbstractContextManager[None]:
         return self._endpoints.lease(name, owner, wait_seconds)
 
-    def deploy(self, endpoint: str, model: ModelVersion, serving: ServingConfig) -> DeploymentRef:
-        return self._endpoints.deploy(endpoint, model, serving)
+    def deploy(
+        self, endpoint: str, model: ModelVersion, serving: ServingConfig, environment: EnvironmentRef
+    ) -> DeploymentRef:
+        return self._endpoints.deploy(endpoint, model, serving, environment)
 
     def read_deployment(self, endpoint: str, name: str) -> DeploymentStatus:
         return self._endpoints.read_deployment(endpoint, name)
@@ -164,12 +164,10 @@ class LocalPlatform:
 
     def ensure_connection(self, endpoint: EndpointRef) -> ConnectionRef:
         origin = Origin(reused=True, reason="the endpoint's key is a file of this user alone")
-        return ConnectionRef(
-            name="phiflow_endpoint", endpoint=endpoint.name, url=endpoint.url, origin=origin
-        )
+        return ConnectionRef(name="phiflow_endpoint", endpoint=endpoint.name, url=endpoint.url, origin=origin)
 
-    def ensure_chat(self, connection: ConnectionRef, chat: ChatConfig) -> ChatService:
-        return self._chat.ensure(connection, chat, self.ensure_environment("promptflow"))
+    def ensure_chat(self, connection: ConnectionRef, chat: ChatConfig, environment: EnvironmentRef) -> ChatService:
+        return self._chat.ensure(connection, chat, environment)
 
     def read_chat(self, endpoint: str) -> ChatService | None:
         return self._chat.read(endpoint)

@@ -79,13 +79,15 @@ class PortBook:
             book = self.read()
             others = {port: other for other, port in book.items() if other != name}
             if setting:
-                port = self._require(preferred, others, setting)
+                self._require(preferred, others, setting)
+                port = preferred
             else:
-                remembered = book.get(name)
-                port = remembered if remembered and self._is_ours_or_free(remembered) else 0
-                port = port or self._find_free(preferred, others)
+                port = book.get(name, 0)
+                if not port or port in others or not self._is_ours_or_free(port):
+                    port = self._find_free(preferred, others)
             if book.get(name) != port:
-                files.write_json(self._path, {**book, name: port})
+                kept = {other: used for used, other in others.items() if used != port}
+                files.write_json(self._path, {**kept, name: port})
             return port
 
     def release(self, name: str) -> None:
@@ -95,14 +97,15 @@ class PortBook:
             if book.pop(name, None) is not None:
                 files.write_json(self._path, book)
 
-    def _require(self, port: int, others: dict[int, str], setting: str) -> int:
-        if port in others and not is_free(port):
-            holder = f"this pipeline's own service '{others[port]}'"
-        elif self._is_ours_or_free(port):
-            return port
-        else:
-            holder, home = _listener(port)
-            holder += f" of the state folder '{home}'" if home else ""
+    def _require(self, port: int, others: dict[int, str], setting: str) -> None:
+        if is_free(port):
+            return
+        holder, home = _listener(port)
+        if home == str(self._home) and port not in others:
+            return
+        if home:
+            service = f"service '{others[port]}'" if home == str(self._home) else f"state folder '{home}'"
+            holder += f" of the {service}"
         raise ConflictError(
             f"Port {port} is in use by {holder}.", fix=f"Set {setting} to a free port, or stop that process."
         )

@@ -32,9 +32,7 @@ class Preparation:
     def __init__(self, home: Home) -> None:
         self._home = home
 
-    def data(
-        self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int
-    ) -> DataManifest:
+    def data(self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int) -> DataManifest:
         """Run `trainer.data` in the training environment unless its output for this input exists."""
         source, revision = self._source_identity(data)
         code = self._home.snapshot(project_folder("trainer"), "trainer")
@@ -164,7 +162,12 @@ def hub_commit(name: str, revision: str, kind: str) -> str:
         TransientPlatformError: the hub did not answer and the cache has no copy.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     what = "Base model" if kind == "model" else "Data set"
     key = "model.base" if kind == "model" else "data.source"
@@ -189,9 +192,7 @@ def hub_commit(name: str, revision: str, kind: str) -> str:
         return _cached_commit(name, revision, kind, what, key, error, snapshot_download)
 
 
-def _cached_commit(
-    name: str, revision: str, kind: str, what: str, key: str, cause: Exception, download: Any
-) -> str:
+def _cached_commit(name: str, revision: str, kind: str, what: str, key: str, cause: Exception, download: Any) -> str:
     try:
         pattern = "config.json" if kind == "model" else "README.md"
         cached = download(

@@ -187,11 +187,11 @@ def spawn_detached(
     environment.pop(SUPERVISED_PROGRAM, None)
     starter = [sys.executable, "-I", "-S", str(LAUNCH), "--detach"]
     if env_file:
-        starter += ["--env-file", str(env_file)]
+        starter += ["--env-file", str(env_file.absolute())]
     if exit_file:
         exit_file.unlink(missing_ok=True)
         exit_file.parent.mkdir(parents=True, exist_ok=True)
-        starter += ["--exit-file", str(exit_file)]
+        starter += ["--exit-file", str(exit_file.absolute())]
     if low_priority:
         starter += ["--nice", str(_LOW_PRIORITY)]
     try:

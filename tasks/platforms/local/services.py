@@ -127,7 +127,11 @@ class Services:
         return api
 
     def wait_until_answers(
-        self, name: str, url: str, timeout_seconds: float = _START_SECONDS, accept: Callable[[Response], bool] | None = None
+        self,
+        name: str,
+        url: str,
+        timeout_seconds: float = _START_SECONDS,
+        accept: Callable[[Response], bool] | None = None,
     ) -> None:
         """Poll until the address answers 2xx (or as `accept` says).
 

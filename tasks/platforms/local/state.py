@@ -66,9 +66,7 @@ class Home:
         if target.exists():
             return target
         staging = Path(tempfile.mkdtemp(dir=self.folder("code"), prefix=".new-"))
-        shutil.copytree(
-            source, staging / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
-        )
+        shutil.copytree(source, staging / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
         try:
             staging.rename(target)
         except OSError:  # another process made the same copy first

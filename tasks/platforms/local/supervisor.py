@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import json
 import os
 import re
 import shlex
-import socket
 import sys
-import tempfile
 import time
 import xmlrpc.client
 from collections.abc import Mapping
@@ -27,55 +24,13 @@ from typing import Any
 from tasks.platforms.errors import NotFoundError, PhiflowError
 from tasks.platforms.local import files, processes
 from tasks.platforms.local.processes import ProcessId
+from tasks.platforms.local.supervisord import NoAnswer, Supervisord, can_be_named
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-_START_SECONDS = 20.0
 _LOCK_SECONDS = 120.0
-_ANSWER_SECONDS = 10.0
 _STRAY_GRACE_SECONDS = 10.0
-# The longest socket path that Linux and macOS both take is 103 bytes.
-_LONGEST_SOCKET_PATH = 100
-# A service must not depend on the terminal that happened to start it first.
-_NOT_INHERITED = ("PREFECT_", "MLFLOW_", "PHIFLOW_", "SUPERVISOR_", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _STATES = {0: "stopped", 10: "starting", 20: "running", 40: "stopping"}
 _ALREADY_STARTED = 60
-
-_MAIN_SECTIONS = """\
-[unix_http_server]
-file={socket}
-chmod=0700
-
-[supervisord]
-identifier=phiflow
-nodaemon=true
-silent=true
-logfile=supervisord.log
-logfile_maxbytes=2MB
-logfile_backups=1
-pidfile=supervisord.pid
-
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
-"""
-
-# startsecs=0 hands all waiting between starts to `launch`: supervisord itself restarts without a pause
-# whatever dies after startsecs, and without bound lengthens the pause for what dies before.
-_PROGRAM_SECTION = """
-[program:{name}]
-command=/bin/sh programs/{name}.sh
-environment={marker}="{name}",PHIFLOW_DEFINITION="{digest}"
-autostart=true
-autorestart=true
-startsecs=0
-startretries=1000000
-stopasgroup=true
-killasgroup=true
-stopwaitsecs={stop_seconds}
-redirect_stderr=true
-stdout_logfile={log_file}
-stdout_logfile_maxbytes=10MB
-stdout_logfile_backups=2
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +53,7 @@ class Program:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise ValueError(
-                f"program name {self.name!r} is not lower-case letters, digits, '.', '_' and '-'"
-            )
+            raise ValueError(f"program name {self.name!r} is not lower-case letters, digits, '.', '_' and '-'")
         if not self.command:
             raise ValueError(f"program {self.name!r} has no command")
 
@@ -121,22 +74,6 @@ class ProgramStatus:
     restarts: int
 
 
-class _Transport(xmlrpc.client.Transport):
-    """XML-RPC over a Unix socket."""
-
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__()
-        self._path = path
-        self._timeout = timeout
-
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection("localhost", timeout=self._timeout)
-        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.sock.settimeout(self._timeout)
-        connection.sock.connect(self._path)
-        return connection
-
-
 class Supervisor:
     """The programs of one state folder.
 
@@ -149,14 +86,14 @@ class Supervisor:
         self._folder = self._home / "supervisor"
         self._programs = self._folder / "programs"
         self._records = self._folder / "run"
-        self._daemon_file = self._folder / "supervisord.json"
+        self._daemon = Supervisord(self._home, self._folder)
         self._strays_file = self._folder / "strays.json"
 
     # What a caller asks for
 
     def ensure_running(self) -> None:
         """Have supervisord run; after a crash, end what it left behind and start every program again."""
-        if self._answers() and not self._strays_file.exists():
+        if self._daemon.answers() and not self._strays_file.exists():
             return
         with self._lock():
             self._ensure_running()
@@ -169,14 +106,13 @@ class Supervisor:
         with self._lock():
             changed = self._write_definition(program)
             fresh = self._ensure_running()
-            self._render()
-            added, altered, _ = self._call("reloadConfig")[0]
+            added, altered, _ = self._reload()
             if program.name in altered:
                 self._end_group(program.name)
             if program.name in altered or program.name in added:
                 self._reap([program.name])
                 self._record_file(program.name).unlink(missing_ok=True)
-                self._call("addProcessGroup", program.name)
+                self._daemon.call("addProcessGroup", program.name)
                 self._start(program.name)
                 return True
             # A supervisord that was started just now has read the definition and may have started it already.
@@ -188,9 +124,8 @@ class Supervisor:
             known = self._definition_file(name).exists()
             for path in (self._definition_file(name), self._programs / f"{name}.sh"):
                 path.unlink(missing_ok=True)
-            if self._answers():
-                self._render()
-                _, _, removed = self._call("reloadConfig")[0]
+            if self._daemon.answers():
+                _, _, removed = self._reload()
                 if name in removed:
                     self._end_group(name)
             self._reap([name])
@@ -215,25 +150,26 @@ class Supervisor:
 
     def programs(self) -> dict[str, ProgramStatus]:
         """Return how every known program is doing; starts nothing."""
-        infos = {info["name"]: info for info in self._call("getAllProcessInfo")} if self._answers() else {}
+        infos = {}
+        with contextlib.suppress(*NoAnswer):
+            infos = {info["name"]: info for info in self._daemon.call("getAllProcessInfo")}
         return {name: self._status(name, infos.get(name)) for name in self._names()}
 
     def stop_all(self) -> None:
         """End every program and supervisord, also what a killed supervisord left; definitions stay."""
         with self._lock():
-            patience = max((self._read_definition(name)["stop_seconds"] for name in self._names()), default=0)
-            daemon = processes.read_recorded(self._daemon_file)
-            if daemon and self._answers():
-                with contextlib.suppress(OSError, xmlrpc.client.Error, http.client.HTTPException):
+            patience = max((value["stop_seconds"] for value in self._definitions().values()), default=0)
+            daemon = self._daemon.recorded()
+            if daemon and self._daemon.answers():
+                with contextlib.suppress(*NoAnswer):
                     # All at once; its own shutdown ends one program after the other.
-                    self._call("stopAllProcesses", patience=patience)
-                    self._call("shutdown")
+                    self._daemon.call("stopAllProcesses", patience_seconds=patience)
+                    self._daemon.call("shutdown")
                 processes.wait_until_ended([daemon], 10.0)
             if daemon:
                 processes.terminate_tree(daemon, patience + 5.0)
             self._reap(self._names(), everything=True)
-            self._socket_path().unlink(missing_ok=True)
-            self._daemon_file.unlink(missing_ok=True)
+            self._daemon.forget()
 
     # Definitions
 
@@ -253,7 +189,7 @@ class Supervisor:
         """Write what `launch` reads to become the program, and say whether that changed."""
         secrets = program.env_file.read_bytes() if program.env_file else b""
         log_file = os.path.relpath(program.log_file.absolute(), self._folder)
-        if re.search(r"\s[;#]|[\r\n]", log_file):
+        if not can_be_named(log_file):
             raise ValueError(f"log file name {log_file!r} holds ' ;', ' #' or a line break")
         definition = {
             "command": list(program.command),
@@ -283,87 +219,32 @@ class Supervisor:
         files.write_json(path, definition, files.SECRET_MODE)
         return True
 
-    def _render(self) -> None:
-        """Write supervisord's own configuration from the definitions."""
-        text = _MAIN_SECTIONS.format(socket=_escape(str(self._socket_path())))
-        for name in self._names():
-            definition = self._read_definition(name)
-            # One missing log folder would make supervisord refuse the configuration of every program.
-            (self._folder / definition["log_file"]).parent.mkdir(parents=True, exist_ok=True)
-            text += _PROGRAM_SECTION.format(
-                name=name,
-                marker=processes.SUPERVISED_PROGRAM,
-                digest=definition["digest"],
-                stop_seconds=definition["stop_seconds"],
-                log_file=_escape(definition["log_file"]),
-            )
-        files.write_atomic(self._folder / "supervisord.conf", text)
+    def _definitions(self) -> dict[str, dict[str, Any]]:
+        return {name: self._read_definition(name) for name in self._names()}
 
-    # supervisord
+    # Programs of a running supervisord
 
     def _lock(self) -> contextlib.AbstractContextManager[None]:
         return files.file_lock(self._folder / "lock", _LOCK_SECONDS, f"the services of '{self._home}'")
 
-    def _socket_path(self) -> Path:
-        """Return the socket in use, else a short path of this user alone; the state folder's may be long."""
-        recorded = files.read_json(self._daemon_file, {}).get("socket")
-        if recorded:
-            return Path(recorded)
-        name = hashlib.sha256(os.fsencode(self._home)).hexdigest()[:16] + ".sock"
-        path = Path(tempfile.gettempdir(), f"phiflow-{os.getuid()}", name)
-        if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH or re.search(r"\s[;#]|[\r\n]", str(path)):
-            path = Path("/tmp", *path.parts[-2:])
-        return path
-
-    def _call(self, method: str, *arguments: Any, patience: float = 0.0) -> Any:
-        transport = _Transport(str(self._socket_path()), _ANSWER_SECONDS + patience)
-        with xmlrpc.client.ServerProxy("http://localhost", transport=transport) as server:
-            return getattr(server.supervisor, method)(*arguments)
-
-    def _answers(self) -> bool:
-        try:
-            return self._call("getState")["statename"] == "RUNNING"
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error):
-            return False
-
     def _ensure_running(self) -> bool:
         """Have supervisord run, with the lock held, and say whether it was started."""
-        if self._answers():
+        if self._daemon.answers():
             self._reap_strays()
             return False
         self._reap(self._names(), everything=True)
-        self._socket_path().unlink(missing_ok=True)
-        self._daemon_file.unlink(missing_ok=True)
-        path = self._socket_path()
-        _require_private(path.parent)
-        path.unlink(missing_ok=True)
-        self._render()
-        log_file = self._folder / "supervisord.out"
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
-        # `spawn_detached` takes this marker away, so it is put back behind its back.
-        marked = ("/usr/bin/env", f"{processes.SUPERVISED_HOME}={self._home}")
-        command = (sys.executable, "-P", "-m", "supervisor.supervisord", "-n", "-c", "supervisord.conf")
-        daemon = processes.spawn_detached(
-            [*marked, *command], cwd=self._folder, log_file=log_file, env=environment
-        )
-        files.write_json(self._daemon_file, {**daemon.as_json(), "socket": str(path)})
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._answers():
-            if not processes.is_alive(daemon) or time.monotonic() > deadline:
-                processes.terminate_tree(daemon)
-                raise PhiflowError(
-                    f"The supervisor of '{self._home}' did not start.",
-                    fix=f"Read '{log_file}'.",
-                    detail=tuple(log_file.read_text(errors="replace").splitlines()[-5:]),
-                )
-            time.sleep(0.02)
+        self._daemon.start(self._definitions())
         return True
 
-    # Programs of a running supervisord
+    def _reload(self) -> tuple[list[str], list[str], list[str]]:
+        """Have supervisord read the definitions; return the names added, changed and removed."""
+        self._daemon.configure(self._definitions())
+        added, changed, removed = self._daemon.call("reloadConfig")[0]
+        return added, changed, removed
 
     def _start(self, name: str) -> bool:
         try:
-            return bool(self._call("startProcess", name, False))
+            return bool(self._daemon.call("startProcess", name, False))
         except xmlrpc.client.Fault as fault:
             if fault.faultCode == _ALREADY_STARTED:
                 return False
@@ -373,14 +254,12 @@ class Supervisor:
             ) from fault
 
     def _stop(self, name: str) -> None:
-        patience = (
-            self._read_definition(name)["stop_seconds"] if self._definition_file(name).exists() else 60.0
-        )
-        self._call("stopProcessGroup", name, patience=patience)
+        patience = self._read_definition(name)["stop_seconds"] if self._definition_file(name).exists() else 60.0
+        self._daemon.call("stopProcessGroup", name, patience_seconds=patience)
 
     def _end_group(self, name: str) -> None:
         self._stop(name)
-        self._call("removeProcessGroup", name)
+        self._daemon.call("removeProcessGroup", name)
 
     def _status(self, name: str, info: Mapping[str, Any] | None) -> ProgramStatus:
         record = files.read_json(self._record_file(name), {"count": 0, "starts": [], "waits_until": 0.0})
@@ -424,18 +303,3 @@ class Supervisor:
                 processes.terminate_tree(process, _STRAY_GRACE_SECONDS)
         if not any(process.pid in own for process in recorded):
             self._strays_file.unlink(missing_ok=True)
-
-
-def _escape(value: str) -> str:
-    return value.replace("%", "%%")
-
-
-def _require_private(folder: Path) -> None:
-    """Have a folder that only this user can enter, and refuse one that somebody else put there."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.lstat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
-        raise PhiflowError(
-            f"'{folder}' is not private to this user, so the services' socket cannot be put there.",
-            fix="Remove that folder, or set TMPDIR to a folder of your own.",
-        )

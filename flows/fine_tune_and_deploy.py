@@ -1,0 +1,89 @@
+"""The whole system on one page: chat data in, a served chat app out.
+
+Every step looks for what it would make, by the name of its content, and adopts it; so the flow may be
+killed at any line and run again, and a run in which nothing changed ends in seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prefect import flow
+from prefect.states import Completed, State
+
+from flows.hooks import cancel_what_the_run_started
+from tasks.chat import publish_connection, serve_chat
+from tasks.config import PipelineConfig, PlatformConfig
+from tasks.data import prepare_data
+from tasks.evaluation import compare_with_champion, read_champion
+from tasks.infrastructure import (
+    ensure_compute,
+    ensure_environment,
+    resolve_base_model,
+)
+from tasks.registry import register_model
+from tasks.report import RunReport, publish_report, tracking_url
+from tasks.rollout import (
+    deploy,
+    endpoint_lease,
+    ensure_endpoint,
+    objection_to_traffic,
+    probe_deployment,
+    read_traffic,
+    restore_traffic,
+    retire_deployments,
+    shift_traffic,
+)
+from tasks.training import await_training, submit_training, training_spec
+
+
+@flow(
+    name="fine-tune-and-deploy",
+    flow_run_name="{config.name}",
+    persist_result=True,
+    on_cancellation=[cancel_what_the_run_started],
+)
+def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]:
+    """Fine-tune a model on chat data and serve it, if it is better, without losing a request."""
+    place = config.platform
+    training = ensure_environment(place, config.environment.training)
+    compute = ensure_compute(place, config.compute)
+    base = resolve_base_model(place, config.model, training)
+    data = prepare_data(place, config.data, base, training, config.train.max_length)
+    spec = training_spec(config.name, config.train, base, data, training, compute)
+    job = submit_training(place, spec)
+    serving = ensure_environment(place, config.environment.serving)
+    promptflow = ensure_environment(place, config.environment.chat)
+    result = await_training(place, job)
+    endpoint = ensure_endpoint(place, config.endpoint_name)
+    champion = read_champion(place, endpoint, config.model_name)
+    gate = compare_with_champion(place, spec, result, champion, config.gate)
+    report = RunReport(data=data, result=result, gate=gate, tracking_url=tracking_url(place))
+    if not gate.passed:
+        return refuse(place, report, gate.reason)
+    model = register_model(place, config.model_name, result, gate)
+    report = replace(report, model=model)
+    with endpoint_lease(place, endpoint):
+        before = read_traffic(place, endpoint)
+        if objection := objection_to_traffic(before, model):
+            return refuse(place, replace(report, endpoint=before), objection)
+        try:
+            deployment = deploy(place, before, model, config.serving, serving)
+            probe_deployment(place, deployment, result, config.rollout)
+            traffic = shift_traffic(place, deployment, before, config.rollout, result)
+        except BaseException as error:
+            restore_traffic(place, before, error)
+            raise
+        after = retire_deployments(place, traffic, before, config.rollout)
+    connection = publish_connection(place, endpoint)
+    chat = serve_chat(place, connection, config.chat, promptflow)
+    report = replace(report, endpoint=after, chat=chat, outcome="Completed", reason=gate.reason)
+    publish_report(place, report)
+    return report
+
+
+def refuse(place: PlatformConfig, report: RunReport, reason: str) -> State[RunReport]:
+    """End the run as Completed, named Refused: somebody said no, and nothing is broken."""
+    report = replace(report, outcome="Refused", reason=reason)
+    publish_report(place, report)
+    return Completed(name="Refused", message=reason, data=report)

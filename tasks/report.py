@@ -1,0 +1,201 @@
+"""Stage: what a run did, as a page for people (a Prefect artifact) and as one document for programs."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from tasks.config import PlatformConfig
+from tasks.evaluation import summary
+from tasks.platforms.connect import connect
+from tasks.platforms.refs import (
+    ChatService,
+    DataManifest,
+    EndpointStatus,
+    GateReport,
+    ModelVersion,
+    TrainingResult,
+)
+from tasks.step import step
+
+_SHOWN_REJECTS = 100
+_CURVE_WIDTH, _CURVE_HEIGHT, _MARGIN = 640, 240, 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """How a run ended; what it never reached is None."""
+
+    data: DataManifest
+    result: TrainingResult
+    gate: GateReport
+    tracking_url: str
+    outcome: str = ""
+    reason: str = ""
+    model: ModelVersion | None = None
+    endpoint: EndpointStatus | None = None
+    chat: ChatService | None = None
+
+
+def tracking_url(place: PlatformConfig) -> str:
+    """Where MLflow shows the jobs and models."""
+    return connect(place).tracking_url()
+
+
+@step(cache_policy=NO_CACHE)
+def publish_report(place: PlatformConfig, report: RunReport) -> None:
+    """Put the report, the loss curve and the links into the Prefect UI."""
+    details = connect(place).read_job_result(report.result.job)
+    curve = svg_data_uri(details["loss_curve"])
+    create_markdown_artifact(markdown(report, details, curve), key="report", description=report.reason)
+    create_image_artifact(curve, key="loss-curve", description="Training loss by step")
+    create_link_artifact(report.tracking_url, link_text="MLflow", key="mlflow")
+    if report.chat:
+        create_link_artifact(report.chat.url, link_text="Chat app", key="chat")
+
+
+def markdown(report: RunReport, details: dict[str, Any], curve: str) -> str:
+    """The report as a page."""
+    base, candidate = report.result.base, report.result.candidate
+    champion = "" if report.gate.champion is None else f"{report.gate.champion:.4f}"
+    lines = [
+        f"# {report.outcome}",
+        report.reason,
+        "## What was trained on what",
+        f"`{details['base_model']}` on {report.data.num_train} conversations, tested on {report.data.num_test} "
+        f"({report.data.num_rejected} rejected), data `{report.data.digest[:12]}`, "
+        f"job [{report.result.job.name}]({report.result.job.url}).",
+        "## Before and after",
+        "| | base | candidate | now serving |",
+        "|---|---|---|---|",
+        f"| loss | {base.loss:.4f} | {candidate.loss:.4f} | {champion} |",
+        f"| perplexity | {base.perplexity:.2f} | {candidate.perplexity:.2f} | |",
+        f"| token accuracy | {base.token_accuracy:.1%} | {candidate.token_accuracy:.1%} | |",
+        f"| word for word | {base.exact_match:.1%} | {candidate.exact_match:.1%} | |",
+        f"![Training loss by step]({curve})",
+        "## Gate",
+        f"{'Passed' if report.gate.passed else 'Refused'}: {report.gate.reason}.",
+    ]
+    if report.model:
+        lines += ["## Model", f"`{report.model.name}` version {report.model.version}, `{report.model.digest[:12]}`"]
+    if report.endpoint:
+        lines += ["## Traffic", *(f"- {line}" for line in report.endpoint.history[-10:])]
+    lines.append("## Sample answers")
+    for sample in details["samples"]:
+        lines += [f"**{_cell(sample['question'])}**", f"- before: {_cell(sample['base'])}"]
+        lines += [f"- after: {_cell(sample['answer'])}", f"- expected: {_cell(sample['expected'])}"]
+    return "\n\n".join(_join_tables(lines))
+
+
+def _cell(text: str) -> str:
+    """Text of a model or a user, made harmless in Markdown."""
+    flat = " ".join(str(text).split())[:300]
+    return "".join("\\" + char if char in "\\`*_{}[]<>()#+-!|" else char for char in flat)
+
+
+def _join_tables(lines: list[str]) -> list[str]:
+    joined: list[str] = []
+    for line in lines:
+        table = line.startswith(("|", "- "))
+        if joined and table and joined[-1].startswith(("|", "- ")):
+            joined[-1] += "\n" + line
+        else:
+            joined.append(line)
+    return joined
+
+
+def svg_data_uri(points: list[list[float]]) -> str:
+    """Draw [step, loss] points as an SVG line in a data URI."""
+    body = ""
+    if points:
+        steps, losses = [p[0] for p in points], [p[1] for p in points]
+        span = max(1, max(steps) - min(steps))
+        top, height = max(*losses, 1e-9), _CURVE_HEIGHT - 2 * _MARGIN
+        path = " ".join(
+            f"{_MARGIN + (_CURVE_WIDTH - 2 * _MARGIN) * (s - min(steps)) / span:.1f},"
+            f"{_CURVE_HEIGHT - _MARGIN - height * loss / top:.1f}"
+            for s, loss in points
+        )
+        floor = _CURVE_HEIGHT - _MARGIN
+        body = (
+            f'<polyline fill="none" stroke="#1860f2" stroke-width="2" points="{path}"/>'
+            f'<line x1="{_MARGIN}" y1="{floor}" x2="{_CURVE_WIDTH - _MARGIN}" y2="{floor}" stroke="#888"/>'
+            f'<line x1="{_MARGIN}" y1="{_MARGIN}" x2="{_MARGIN}" y2="{floor}" stroke="#888"/>'
+            f'<text x="4" y="{_MARGIN}" font-size="12">{top:.2f}</text><text x="22" y="{floor}" font-size="12">0</text>'
+            f'<text x="{_CURVE_WIDTH - 2 * _MARGIN}" y="{floor + 18}" font-size="12">step {max(steps)}</text>'
+        )
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_CURVE_WIDTH}" height="{_CURVE_HEIGHT}" '
+        f'font-family="sans-serif"><rect width="100%" height="100%" fill="white"/>{body}</svg>'
+    )
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def document(report: RunReport) -> dict[str, Any]:
+    """What `phiflow run --json` says beside the run and its steps."""
+    return {
+        "data": data_document(report.data),
+        "job": {
+            "name": report.result.job.name,
+            "state": "completed",
+            "attempt": report.result.job.attempt,
+            "url": report.result.job.url,
+        },
+        "gate": summary(report.gate),
+        "scores": {
+            label: {"loss": s.loss, "token_accuracy": s.token_accuracy, "exact_match": s.exact_match}
+            for label, s in (("base", report.result.base), ("candidate", report.result.candidate))
+        },
+        "model": model_document(report.model),
+        "endpoint": endpoint_document(report.endpoint),
+        "chat": {"url": report.chat.url} if report.chat else None,
+        "mlflow": {"url": report.tracking_url},
+    }
+
+
+def data_document(data: DataManifest) -> dict[str, Any]:
+    """The prepared data, with the rejected records by file, line and reason."""
+    manifest = json.loads(Path(data.manifest_file).read_text(encoding="utf-8"))
+    return {
+        "sha256": data.digest,
+        "counts": {"train": data.num_train, "test": data.num_test},
+        "num_rejected": data.num_rejected,
+        "rejected": manifest["rejected"][:_SHOWN_REJECTS],
+        "train_file": data.train_file,
+        "test_file": data.test_file,
+    }
+
+
+def model_document(model: ModelVersion | None) -> dict[str, Any] | None:
+    """A model version for a JSON document."""
+    if model is None:
+        return None
+    return {
+        "name": model.name,
+        "version": model.version,
+        "digest": model.digest,
+        "rejected": model.rejected,
+        "job": model.job,
+    }
+
+
+def endpoint_document(endpoint: EndpointStatus | None) -> dict[str, Any] | None:
+    """An endpoint for a JSON document."""
+    if endpoint is None:
+        return None
+    return {
+        "name": endpoint.name,
+        "url": endpoint.url,
+        "deployments": [
+            {"name": d.name, "model_version": d.model_version, "state": d.state, "percent": d.percent}
+            for d in endpoint.deployments
+        ],
+        "traffic": dict(endpoint.traffic.percents),
+        "frozen": endpoint.frozen,
+    }

@@ -1,0 +1,327 @@
+"""Stage: a new deployment beside the old one, probed, given traffic step by step, taken back on any doubt.
+
+`rollout` is the whole of it: a visible try/except around the steps, under a lease on the endpoint. The way
+back is also recorded with the endpoint, so that a run that was killed is undone by the next.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from tasks.config import PipelineConfig, PlatformConfig, RolloutConfig, ServingConfig
+from tasks.platforms.connect import connect
+from tasks.platforms.errors import PhiflowError, RolloutError
+from tasks.platforms.port import Platform
+from tasks.platforms.refs import (
+    DeploymentRef,
+    EndpointRef,
+    EndpointStatus,
+    EnvironmentRef,
+    ModelVersion,
+    Origin,
+    RolloutRecord,
+    TrafficSplit,
+    TrainingResult,
+)
+from tasks.step import log, step
+
+LEASE_WAIT_SECONDS = 900.0
+POLL_SECONDS = 0.3
+PROBE_INTERVAL_SECONDS = 0.5
+MIN_METRIC_REQUESTS = 20
+_COMPARED_CHARACTERS = 40
+
+
+@step()
+def ensure_endpoint(place: PlatformConfig, name: str) -> EndpointRef:
+    """Have the endpoint, and undo the rollout of a run that died in the middle of it."""
+    platform = connect(place)
+    endpoint = platform.ensure_endpoint(name)
+    with platform.lease_endpoint(name, f"run {flow_run.name}", LEASE_WAIT_SECONDS):
+        undo_recorded_rollout(platform, name)
+    return endpoint
+
+
+def undo_recorded_rollout(platform: Platform, endpoint: str, run_id: str = "") -> bool:
+    """Give traffic back as the record of an unfinished rollout says; the caller holds the lease or the record."""
+    status = platform.read_endpoint(endpoint)
+    if status is None or status.rollout is None or (run_id and status.rollout.run_id != run_id):
+        return False
+    before = dict(status.rollout.traffic_before)
+    if dict(status.traffic.percents) | before != dict(status.traffic.percents):
+        platform.set_traffic(endpoint, before, f"undid the unfinished rollout of {status.rollout.candidate}")
+        log().warning("Restored traffic endpoint=%s after an unfinished rollout", endpoint)
+    platform.record_rollout(endpoint, None)
+    return True
+
+
+@contextmanager
+def endpoint_lease(place: PlatformConfig, endpoint: EndpointRef) -> Iterator[None]:
+    """Nobody else changes the endpoint within this block."""
+    with connect(place).lease_endpoint(endpoint.name, f"run {flow_run.name}", LEASE_WAIT_SECONDS):
+        yield
+
+
+@step(cache_policy=NO_CACHE)
+def read_traffic(place: PlatformConfig, endpoint: EndpointRef) -> EndpointStatus:
+    """The endpoint as it is before anything changes."""
+    status = connect(place).read_endpoint(endpoint.name)
+    assert status is not None
+    return status
+
+
+def objection_to_traffic(before: EndpointStatus, model: ModelVersion) -> str:
+    """Why this version must not get traffic though the gate let it pass; empty when nothing speaks against it."""
+    if model.rejected:
+        return f"version {model.version} was rejected: {model.rejected}"
+    serving = next((d.model_version for d in before.deployments if d.name == before.traffic.main), "")
+    if before.frozen and serving != model.version:
+        return f"endpoint {before.name} is frozen: {before.frozen}"
+    return ""
+
+
+@step(cache_policy=NO_CACHE)
+def deploy(
+    place: PlatformConfig,
+    before: EndpointStatus,
+    model: ModelVersion,
+    serving: ServingConfig,
+    environment: EnvironmentRef,
+) -> DeploymentRef:
+    """Start the deployment at 0 %, or adopt it, and wait until it is ready.
+
+    Raises:
+        RolloutError: it did not become ready; the reason is its server's.
+    """
+    platform = connect(place)
+    deployment = platform.deploy(before.name, model, serving, environment)
+    if deployment.name != before.traffic.main:
+        record = RolloutRecord(
+            run_id=str(flow_run.id), candidate=deployment.name, traffic_before=before.traffic.percents
+        )
+        platform.record_rollout(before.name, record)
+    deadline = time.monotonic() + serving.start_timeout_seconds
+    while True:
+        status = platform.read_deployment(before.name, deployment.name)
+        if status.state == "ready":
+            return deployment
+        if status.state == "failed":
+            raise RolloutError(f"Deployment {deployment.name} on {before.name} did not start: {status.error}")
+        if time.monotonic() > deadline:
+            raise RolloutError(
+                f"Deployment {deployment.name} on {before.name} was not ready within "
+                f"{serving.start_timeout_seconds:.0f} s.",
+                fix="Raise serving.start_timeout_seconds, or read the model server's log.",
+            )
+        time.sleep(POLL_SECONDS)
+
+
+@step(cache_policy=NO_CACHE)
+def probe_deployment(
+    place: PlatformConfig, deployment: DeploymentRef, result: TrainingResult, limits: RolloutConfig
+) -> TrafficSplit:
+    """Ask the deployment directly what the evaluation asked, before it has any traffic.
+
+    What is served must be what was evaluated: the greedy answers must be the same for at least
+    `min_probe_match` of the questions.
+
+    Raises:
+        RolloutError: an answer failed, was empty, or too many differ.
+    """
+    platform = connect(place)
+    samples = platform.read_job_result(result.job)["samples"][: limits.num_probes]
+    same = 0
+    for sample in samples:
+        try:
+            answer = platform.invoke(
+                deployment.endpoint,
+                [{"role": "user", "content": sample["question"]}],
+                deployment=deployment.name,
+                timeout_seconds=limits.max_latency_seconds,
+            )
+        except PhiflowError as error:
+            raise RolloutError(f"Deployment {deployment.name} failed a probe: {error.message}") from error
+        if not answer.text.strip():
+            raise RolloutError(f"Deployment {deployment.name} gave an empty answer to {sample['question']!r}.")
+        same += _agree(answer.text, sample["answer"])
+    if same < limits.min_probe_match * len(samples):
+        raise RolloutError(
+            f"Deployment {deployment.name} gave the evaluated answer to {same} of {len(samples)} probes, "
+            f"rollout.min_probe_match asks for {limits.min_probe_match:.0%}.",
+            fix="The served model is not the evaluated one; look at its answers in the report.",
+        )
+    return TrafficSplit(
+        endpoint=deployment.endpoint,
+        percents=(),
+        origin=Origin(reused=False, reason=f"{same} of {len(samples)} probes gave the evaluated answer"),
+    )
+
+
+def _agree(served: str, evaluated: str) -> bool:
+    # Evaluation may have been cut at its own length limit, and in a long answer two nearly equal tokens
+    # may change places between a batch and a single request; a wrong model differs from the first words on.
+    served, evaluated = served.strip(), evaluated.strip()
+    compared = min(len(served), len(evaluated), _COMPARED_CHARACTERS)
+    return compared > 0 and served[:compared] == evaluated[:compared]
+
+
+@step(cache_policy=NO_CACHE)
+def shift_traffic(
+    place: PlatformConfig,
+    deployment: DeploymentRef,
+    before: EndpointStatus,
+    limits: RolloutConfig,
+    result: TrainingResult,
+) -> TrafficSplit:
+    """Move traffic step by step, watching each; RolloutError says what was seen."""
+    platform = connect(place)
+    old = before.traffic.main
+    if old == deployment.name and dict(before.traffic.percents)[old] == 100:
+        reason = f"{deployment.name} has all of the traffic already"
+        return TrafficSplit(
+            endpoint=before.name,
+            percents=before.traffic.percents,
+            origin=Origin(reused=True, reason=reason),
+        )
+    split = before.traffic
+    questions = [sample["question"] for sample in platform.read_job_result(result.job)["samples"]]
+    for percent in limits.steps if old and old != deployment.name else (100,):
+        percents = {deployment.name: percent} | ({old: 100 - percent} if percent < 100 else {})
+        split = platform.set_traffic(before.name, percents, f"rollout of {deployment.name}")
+        log().info("Shifted traffic endpoint=%s %s", before.name, percents)
+        if old and old != deployment.name:
+            watch(platform, before.name, deployment.name, old, limits, questions)
+    platform.record_rollout(before.name, None)
+    return split
+
+
+def watch(platform: Platform, endpoint: str, new: str, old: str, limits: RolloutConfig, questions: list[str]) -> None:
+    """Probe both deployments side by side for `hold_seconds`, and read the platform's own counters."""
+    deadline = time.monotonic() + limits.hold_seconds
+    seconds: dict[str, list[float]] = {new: [], old: []}
+    errors = 0
+    number = 0
+    while number == 0 or time.monotonic() < deadline:
+        message = [{"role": "user", "content": questions[number % len(questions)] if questions else "Hello"}]
+        for name in (new, old):
+            started = time.monotonic()
+            try:
+                platform.invoke(endpoint, message, deployment=name, timeout_seconds=limits.max_latency_seconds)
+                seconds[name].append(time.monotonic() - started)
+            except PhiflowError as error:
+                errors += name == new
+                log().warning("Probe failed deployment=%s: %s", name, error.message)
+        number += 1
+        time.sleep(min(PROBE_INTERVAL_SECONDS, max(0.0, deadline - time.monotonic())))
+    _require_healthy(new, number, errors, seconds[new], seconds[old], limits)
+    for counted in platform.read_metrics(endpoint, max(10, int(limits.hold_seconds))):
+        share = 100.0 * counted.num_errors / max(1, counted.num_requests)
+        if (
+            counted.deployment == new
+            and share > limits.max_error_percent
+            and counted.num_requests >= MIN_METRIC_REQUESTS
+        ):
+            raise RolloutError(
+                f"Deployment {new} failed {counted.num_errors} of {counted.num_requests} requests, "
+                f"rollout.max_error_percent is {limits.max_error_percent:g}."
+            )
+
+
+def _require_healthy(
+    new: str, number: int, errors: int, new_seconds: list[float], old_seconds: list[float], limits: RolloutConfig
+) -> None:
+    if 100.0 * errors / number > limits.max_error_percent:
+        raise RolloutError(
+            f"Deployment {new} failed {errors} of {number} probes, "
+            f"rollout.max_error_percent is {limits.max_error_percent:g}."
+        )
+    p95 = _p95(new_seconds)
+    if p95 > limits.max_latency_seconds:
+        raise RolloutError(
+            f"Deployment {new} answered in {p95:.2f} s (p95), "
+            f"rollout.max_latency_seconds is {limits.max_latency_seconds:g}."
+        )
+    # Below a second or with few probes, a ratio of latencies is noise of this machine, not of the model.
+    enough = len(new_seconds) >= 5 and len(old_seconds) >= 5 and p95 > 1.0
+    if enough and p95 > limits.max_latency_ratio * _p95(old_seconds):
+        raise RolloutError(
+            f"Deployment {new} answered in {p95:.2f} s (p95), {p95 / _p95(old_seconds):.1f} times as long as "
+            f"the old one; rollout.max_latency_ratio is {limits.max_latency_ratio:g}."
+        )
+
+
+def _p95(values: list[float]) -> float:
+    return statistics.quantiles(values, n=20)[-1] if len(values) > 1 else max(values, default=0.0)
+
+
+def restore_traffic(place: PlatformConfig, before: EndpointStatus, error: BaseException) -> None:
+    """Put the traffic back, and take the candidate away, since it failed or nobody watches it any more.
+
+    A plain function: a run that is being cancelled starts no more tasks.
+    """
+    platform = connect(place)
+    now = platform.read_endpoint(before.name)
+    if now is None or now.rollout is None:
+        return
+    candidate = now.rollout.candidate
+    if dict(now.traffic.percents).get(candidate, 0) > 0:
+        why = f"restored: {type(error).__name__}"
+        platform.set_traffic(before.name, {n: p for n, p in before.traffic.percents if p}, why)
+    known = {deployment.name for deployment in before.deployments}
+    platform.record_rollout(before.name, None)
+    if candidate not in known:
+        platform.delete_deployment(before.name, candidate)
+    log().warning("Restored traffic endpoint=%s percents=%s", before.name, dict(before.traffic.percents))
+
+
+@step(cache_policy=NO_CACHE)
+def retire_deployments(
+    place: PlatformConfig, traffic: TrafficSplit, before: EndpointStatus, limits: RolloutConfig
+) -> EndpointStatus:
+    """Delete what neither serves nor is kept for roll-back; returns the endpoint as it is then."""
+    platform = connect(place)
+    status = platform.read_endpoint(traffic.endpoint)
+    assert status is not None
+    idle = [d.name for d in status.deployments if d.percent == 0]
+    # The one that served just before is the roll-back target, whatever its version number.
+    idle.sort(key=lambda name: name == before.traffic.main)
+    retired = idle[: max(0, len(idle) - limits.keep_previous)]
+    for name in retired:
+        platform.delete_deployment(traffic.endpoint, name)
+        log().info("Retired deployment=%s", name)
+    return platform.read_endpoint(traffic.endpoint) or status
+
+
+def roll_back(config: PipelineConfig, reason: str, to_version: str = "") -> TrafficSplit:
+    """Give all traffic to the previous deployment and mark the version that had it as rejected."""
+    platform = connect(config.platform)
+    name = config.endpoint_name
+    with platform.lease_endpoint(name, "roll-back", 30):
+        status = platform.read_endpoint(name)
+        if status is None or not status.traffic.main:
+            raise RolloutError(f"Endpoint {name} serves nothing that could be rolled back.")
+        current = next(d for d in status.deployments if d.name == status.traffic.main)
+        others = [
+            d
+            for d in status.deployments
+            if d.name != current.name and (not to_version or d.model_version == to_version)
+        ]
+        others = [d for d in others if not platform.read_model(config.model_name, d.model_version).rejected]
+        if not others:
+            wanted = f"version {to_version}" if to_version else "an earlier version"
+            raise RolloutError(
+                f"Endpoint {name} has no deployment of {wanted} to roll back to.",
+                fix=f"It has {', '.join(d.name for d in status.deployments)}.",
+            )
+        target = others[-1]
+        if target.state != "ready":
+            raise RolloutError(f"Deployment {target.name} is {target.state}, not ready.", fix=target.error)
+        if target.model_version != current.model_version:
+            platform.reject_model(platform.read_model(config.model_name, current.model_version), reason)
+        return platform.set_traffic(name, {target.name: 100}, f"rolled back: {reason}")

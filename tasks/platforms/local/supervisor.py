@@ -106,7 +106,7 @@ class Supervisor:
         with self._lock():
             changed = self._write_definition(program)
             fresh = self._ensure_running()
-            added, altered, _ = self._reload()
+            added, altered = self._reload()
             if program.name in altered:
                 self._end_group(program.name)
             if program.name in altered or program.name in added:
@@ -125,9 +125,7 @@ class Supervisor:
             for path in (self._definition_file(name), self._programs / f"{name}.sh"):
                 path.unlink(missing_ok=True)
             if self._daemon.answers():
-                _, _, removed = self._reload()
-                if name in removed:
-                    self._end_group(name)
+                self._reload()
             self._reap([name])
             self._record_file(name).unlink(missing_ok=True)
             return known
@@ -177,6 +175,8 @@ class Supervisor:
         return sorted(path.stem for path in self._programs.glob("*.json"))
 
     def _definition_file(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise NotFoundError(f"No service can be named '{name}'.")
         return self._programs / f"{name}.json"
 
     def _record_file(self, name: str) -> Path:
@@ -201,15 +201,8 @@ class Supervisor:
             "stop_seconds": program.stop_seconds,
             "record": str(self._record_file(program.name)),
         }
-        launcher = [
-            sys.executable,
-            "-I",
-            "-S",
-            str(processes.LAUNCH),
-            "--program",
-            f"programs/{program.name}.json",
-        ]
-        script = f"exec {shlex.join(launcher)}\n"
+        launcher = [sys.executable, "-I", "-S", str(processes.LAUNCH)]
+        script = f"exec {shlex.join([*launcher, '--program', f'programs/{program.name}.json'])}\n"
         definition["digest"] = hashlib.sha256(json.dumps([definition, script]).encode()).hexdigest()[:16]
         self._records.mkdir(parents=True, exist_ok=True)
         path = self._definition_file(program.name)
@@ -236,11 +229,13 @@ class Supervisor:
         self._daemon.start(self._definitions())
         return True
 
-    def _reload(self) -> tuple[list[str], list[str], list[str]]:
-        """Have supervisord read the definitions; return the names added, changed and removed."""
+    def _reload(self) -> tuple[list[str], list[str]]:
+        """Have supervisord read the definitions and end what has none; return the names added and changed."""
         self._daemon.configure(self._definitions())
         added, changed, removed = self._daemon.call("reloadConfig")[0]
-        return added, changed, removed
+        for name in removed:
+            self._end_group(name)
+        return added, changed
 
     def _start(self, name: str) -> bool:
         try:

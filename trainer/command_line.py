@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from trainer.config import TrainConfig, TrainConfigError
-from trainer.errors import EXIT_BUG, EXIT_INPUT, TrainerError
+from trainer.errors import EXIT_INPUT, TrainerError
 
 _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -113,3 +114,5 @@ def log_to_console() -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.getLogger("trainer").addHandler(handler)
     logging.getLogger("trainer").setLevel(logging.INFO)
+    # What the libraries will drop in their next versions is for whoever raises the pins.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|mlflow)\b")

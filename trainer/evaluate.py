@@ -14,9 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.chats import read_chats
+from trainer.command_line import OneLineParser, explained, read_config
 from trainer.config import TrainConfig
+from trainer.encoding import encode_chats
 from trainer.errors import TrainerError
 from trainer.files import digest_folder, write_atomic
+from trainer.model import (
+    choose_hardware,
+    ensure_pad_token,
+    load_model,
+    load_tokenizer,
+    quiet_libraries,
+    resolve_base_model,
+    stop_at,
+)
 
 if TYPE_CHECKING:
     from trainer.chat_template import EncodedChat
@@ -145,14 +157,12 @@ def _answers(model: Any, tokenizer: Any, chats: Sequence[EncodedChat], config: T
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.evaluate", description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="python -m trainer.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--model-dir", required=True, help="Hugging Face folder or MLflow model folder")
     parser.add_argument("--eval-file", type=Path, required=True, help="chats, JSONL")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--config", type=Path, help="JSON file with the train section")
     options = parser.parse_args(arguments)
-    from trainer.command_line import explained, read_config
-
     with explained() as outcome:
         metrics = _evaluate_folder(options, read_config(options.config))
         print(f"Evaluated {options.model_dir} loss={metrics['loss']:.4f} exact_match={metrics['exact_match']}")
@@ -160,22 +170,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _evaluate_folder(options: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
-    from trainer.model import choose_hardware, ensure_pad_token, load_model, load_tokenizer, quiet_libraries
-    from trainer.model import resolve_base_model, stop_at
 
     if not Path(options.model_dir).is_dir():
         raise TrainerError(f"Model folder {options.model_dir} does not exist.", "Check --model-dir.", "configuration")
     folder = resolve_base_model(options.model_dir)
+    chats = read_chats(options.eval_file)
     quiet_libraries(folder)
-    from trainer.encoding import encode_file
 
     tokenizer = load_tokenizer(folder)
-    chats, stop_token_ids = encode_file(options.eval_file, tokenizer, config.max_length)
+    encoded, stop_token_ids = encode_chats(chats, tokenizer, config.max_length, options.eval_file.name)
     hardware = choose_hardware(config)
     model = load_model(folder, None, hardware)
     ensure_pad_token(tokenizer, model, stop_token_ids)
     stop_at(model, tokenizer, stop_token_ids)
-    evaluation = evaluate_model(model, tokenizer, chats, config)
+    evaluation = evaluate_model(model, tokenizer, encoded, config)
     result = {"model_digest": digest_folder(folder), **evaluation.to_dict()}
     write_atomic(options.output, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
     return evaluation.metrics

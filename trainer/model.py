@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,12 +56,41 @@ def quiet_libraries(base_model: str) -> None:
     """Set what the libraries read from the environment at import; call before importing them."""
     os.environ["TRANSFORMERS_VERBOSITY"] = os.environ.get("TRANSFORMERS_VERBOSITY", "error")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["HF_HUB_VERBOSITY"] = "error"
     os.environ["TQDM_DISABLE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["DISABLE_MLFLOW_INTEGRATION"] = "TRUE"  # logs more parameters than Azure ML accepts
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if os.path.isdir(base_model):
         os.environ["HF_HUB_OFFLINE"] = "1"  # saving would ask the hub about the local folder, for 45 s
+
+
+def require_reachable(base_model: str, revision: str | None) -> None:
+    """Ask the hub once for a model that is not on this machine; the loader would retry for half a minute.
+
+    Raises:
+        TrainerError: the hub does not answer.
+    """
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+
+    if os.path.isdir(base_model):
+        return
+    if isinstance(try_to_load_from_cache(base_model, "config.json", revision=revision), str):
+        return
+    url = hf_hub_url(base_model, "config.json", revision=revision)
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
+    except urllib.error.HTTPError:
+        return  # an answer; the loader says what it means
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            return  # the hub's own client may trust other certificates
+        raise TrainerError(
+            f"Base model {base_model!r} is not on this machine, and {url} did not answer: {reason}.",
+            "Check model.base and the network, or give a local model folder.",
+            "configuration",
+        ) from error
 
 
 def choose_hardware(config: TrainConfig) -> Hardware:
@@ -140,9 +172,9 @@ def _loaded(loader: Any, base_model: str, **arguments: Any) -> Any:
     try:
         return loader.from_pretrained(base_model, trust_remote_code=False, **arguments)
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).split(". ")[0][:300]
         raise TrainerError(
-            f"Base model {base_model!r} could not be loaded: {reason}",
+            f"Base model {base_model!r} could not be loaded: {reason}.",
             "Check model.base and model.revision, the network, and HF_TOKEN for a gated model.",
             "configuration",
         ) from error

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -13,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from trainer.chats import Chat, read_chats
-from trainer.errors import TrainerError
+from trainer.command_line import OneLineParser, explained
 from trainer.files import digest_folder, replace_folder
 
 # The order and the roles of Phi-3's own special tokens.
@@ -103,17 +102,14 @@ def _random_model(tokenizer):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.tiny_model", description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog="python -m trainer.tiny_model", description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, required=True, help="chats the tokenizer is trained on, JSONL")
     parser.add_argument("--output-dir", type=Path, required=True, help="model folder to write")
     options = parser.parse_args(arguments)
-    try:
+    with explained() as outcome:
         digest = build_tiny_model(options.corpus, options.output_dir.absolute())
-    except TrainerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"Built {options.output_dir} digest={digest}")
-    return 0
+        print(f"Built {options.output_dir} digest={digest}")
+    return outcome.exit_code
 
 
 if __name__ == "__main__":

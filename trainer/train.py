@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.chat_template import EncodedChat
+from trainer.chats import read_chats
 from trainer.checkpoints import claim_checkpoints, last_complete_checkpoint
 from trainer.config import TrainConfig
-from trainer.encoding import encode_file
+from trainer.encoding import encode_chats
 from trainer.evaluate import Evaluation, evaluate_model
 from trainer.events import EventLog
 from trainer.files import digest_folder, sha256_file, write_atomic
@@ -27,6 +28,7 @@ from trainer.model import (
     load_tokenizer,
     lora_config,
     merge_lora,
+    require_reachable,
     stop_at,
     stored_dtype,
 )
@@ -115,15 +117,18 @@ def run_job(job: TrainJob, events: EventLog, tracker: Tracker, interruption: Int
 
 
 def _load(job: TrainJob, events: EventLog, tracker: Tracker, interruption: Interruption) -> _Run:
+    chats, held_out = read_chats(job.train_file), read_chats(job.eval_file)  # before the slow imports
     from transformers import set_seed
 
     set_seed(job.config.seed)
     hardware = choose_hardware(job.config)
     for reason in hardware.reasons:
         log.info("Chose %s", reason)
+    require_reachable(job.base_model, job.revision)
     tokenizer = load_tokenizer(job.base_model, job.revision)
-    train_chats, stop_token_ids = encode_file(job.train_file, tokenizer, job.config.max_length)
-    eval_chats, _ = encode_file(job.eval_file, tokenizer, job.config.max_length)
+    max_length = job.config.max_length
+    train_chats, stop_token_ids = encode_chats(chats, tokenizer, max_length, job.train_file.name)
+    eval_chats, _ = encode_chats(held_out, tokenizer, max_length, job.eval_file.name)
     claim_checkpoints(job.checkpoint_dir, job.fingerprint())
     model = load_model(job.base_model, job.revision, hardware)
     ensure_pad_token(tokenizer, model, stop_token_ids)

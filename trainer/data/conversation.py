@@ -100,13 +100,9 @@ def text_of(content: Any, where: str) -> str:
             raise RejectedRecordError(f"part {number} of {where} is {kind_of(part)}, not a text part")
         kind = part.get("type", "text")
         if kind not in ("text", "input_text", "output_text"):
-            raise RejectedRecordError(
-                f"part {number} of {where} is of type {kind!r}; only text can be trained on"
-            )
+            raise RejectedRecordError(f"part {number} of {where} is of type {kind!r}; only text can be trained on")
         if not isinstance(part.get("text"), str):
-            raise RejectedRecordError(
-                f"the text of part {number} of {where} is {kind_of(part.get('text'))}, not text"
-            )
+            raise RejectedRecordError(f"the text of part {number} of {where} is {kind_of(part.get('text'))}, not text")
         texts.append(part["text"])
     return "\n".join(texts)
 
@@ -189,9 +185,7 @@ def _require_order(messages: list[dict[str, str]]) -> None:
             )
         before = role
     if before != "assistant":
-        raise RejectedRecordError(
-            f"the last message has the role {before!r}; a conversation ends with 'assistant'"
-        )
+        raise RejectedRecordError(f"the last message has the role {before!r}; a conversation ends with 'assistant'")
 
 
 def _dicts(turns: Any) -> Iterable[dict[str, Any]]:

@@ -93,9 +93,7 @@ class HubSource:
             if error.response.status_code < 500:
                 raise self._explain(error) from None
         except Exception as error:  # no network, in as many kinds as there are HTTP libraries
-            print(
-                f"The hub is out of reach ({type(error).__name__}); trying the local cache", file=sys.stderr
-            )
+            print(f"The hub is out of reach ({type(error).__name__}); trying the local cache", file=sys.stderr)
             # Without this, datasets retries for half a minute before it looks into its cache.
             huggingface_hub.constants.HF_HUB_OFFLINE = True
         return None

@@ -48,13 +48,9 @@ class DataOptions:
         if not 0 < self.test_share < 1:
             raise _mistake(f"test_share is {self.test_share:g}, not between 0 and 1.", "For example 0.2.")
         if not 0 <= self.max_rejected_share < 1:
-            raise _mistake(
-                f"max_rejected_share is {self.max_rejected_share:g}, not from 0 to below 1.", "Default: 0."
-            )
+            raise _mistake(f"max_rejected_share is {self.max_rejected_share:g}, not from 0 to below 1.", "Default: 0.")
         if self.max_length is not None and self.max_length < 1:
-            raise _mistake(
-                f"max_length is {self.max_length}, not a positive number of tokens.", "For example 2048."
-            )
+            raise _mistake(f"max_length is {self.max_length}, not a positive number of tokens.", "For example 2048.")
 
 
 def _mistake(message: str, fix: str) -> TrainerError:

@@ -52,9 +52,7 @@ class _Tally:
     num_messages: int = 0
     rejected: list[dict[str, Any]] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
-    sha256: dict[str, Any] = field(
-        default_factory=lambda: {"train": hashlib.sha256(), "test": hashlib.sha256()}
-    )
+    sha256: dict[str, Any] = field(default_factory=lambda: {"train": hashlib.sha256(), "test": hashlib.sha256()})
 
 
 def prepare(options: DataOptions) -> dict[str, Any]:
@@ -181,9 +179,7 @@ def _side_key(record: dict[str, Any], conversation: Conversation, group_by: str 
         return split.content_key(conversation.messages)
     value = record.get(group_by)
     if value is None or isinstance(value, dict | list) or value == "":
-        raise RejectedRecordError(
-            f"the group key {group_by!r} is {kind_of(value) if value != '' else 'empty'}"
-        )
+        raise RejectedRecordError(f"the group key {group_by!r} is {kind_of(value) if value != '' else 'empty'}")
     return split.group_key(value)
 
 
@@ -240,9 +236,7 @@ def _require_both_sides(tally: _Tally, options: DataOptions) -> None:
     )
 
 
-def _manifest(
-    folder: Path, writer: _Writer, shape: str, source: Source, test_source: Source | None
-) -> dict[str, Any]:
+def _manifest(folder: Path, writer: _Writer, shape: str, source: Source, test_source: Source | None) -> dict[str, Any]:
     tally = writer.tally
     keys = folder / ".keys"
     tally.counts["duplicates"] = split.count_duplicates(keys)

@@ -85,9 +85,7 @@ def read_csv(file: BinaryIO) -> Iterator[RawRecord]:
     try:
         columns = _header(next(rows))
     except (RejectedRecordError, csv.Error) as error:
-        raise TrainerError(
-            f"The CSV header cannot be read: {error}.", "Save the file as UTF-8 CSV."
-        ) from None
+        raise TrainerError(f"The CSV header cannot be read: {error}.", "Save the file as UTF-8 CSV.") from None
     while True:
         number = lines.num_lines + 1
         try:
@@ -147,13 +145,15 @@ def _array_elements(file: BinaryIO) -> Iterator[tuple[bytes | None, bool]]:
                 start = position if depth == 1 else start
             elif token in (b"]", b"}", b","):
                 depth -= token != b","
-                if depth == 0 or (depth == 1 and token == b","):
-                    element.add(block[start : match.start()])
-                    yield element.take(), depth == 0
-                    start = position
+                if depth > 1 or (depth == 1 and token != b","):
+                    continue
+                element.add(block[start : match.start()])
+                start = position
                 if depth == 0:
                     file.seek(position - len(block), 1)  # what follows the array is the caller's to read
+                    yield element.take(), True
                     return
+                yield element.take(), False
         element.add(block[start:])
 
 
@@ -170,9 +170,7 @@ def _bounded_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | RejectedRecord
 
 
 def _not_utf8(raw: bytes, error: UnicodeDecodeError) -> RejectedRecordError:
-    return RejectedRecordError(
-        f"not valid UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}"
-    )
+    return RejectedRecordError(f"not valid UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}")
 
 
 def _too_long() -> RejectedRecordError:

@@ -71,9 +71,7 @@ def shape_of(columns: Iterable[str]) -> str | None:
 def explain_columns(columns: Iterable[str]) -> str:
     """Say which columns were seen and which known one is nearest, for an error."""
     seen = sorted(map(str, columns))
-    near = [
-        (name, hit) for name in seen for hit in difflib.get_close_matches(name.lower(), KNOWN_COLUMNS, 1, 0.7)
-    ]
+    near = [(name, hit) for name in seen for hit in difflib.get_close_matches(name.lower(), KNOWN_COLUMNS, 1, 0.7)]
     near = [(name, hit) for name, hit in near if name != hit]
     listed = ", ".join(map(repr, seen[:20])) or "none"
     return f"Columns seen: {listed}." + (f" Is {near[0][0]!r} meant to be {near[0][1]!r}?" if near else "")
@@ -107,9 +105,7 @@ def _from_alpaca(record: dict[str, Any]) -> Conversation:
     instruction = text_of(_column(record, ("instruction",), "alpaca"), "'instruction'")
     answer = text_of(_column(record, _ANSWERS, "alpaca"), f"'{_present(record, _ANSWERS)}'")
     context = _optional(record, _CONTEXTS)
-    question = (
-        f"{instruction}\n{text_of(context, repr(_present(record, _CONTEXTS)))}" if context else instruction
-    )
+    question = f"{instruction}\n{text_of(context, repr(_present(record, _CONTEXTS)))}" if context else instruction
     turns = [*_history(record), _turn("user", question), _turn("assistant", answer)]
     if _optional(record, ("system",)):
         turns.insert(0, _turn("system", record["system"]))
@@ -188,9 +184,7 @@ def _parsed(value: Any) -> Any:
         parsed = json.loads(value)
     except (ValueError, RecursionError):
         return value
-    turns = all(
-        isinstance(turn, list) or (isinstance(turn, dict) and {"role", "from"} & set(turn)) for turn in parsed
-    )
+    turns = all(isinstance(turn, list) or (isinstance(turn, dict) and {"role", "from"} & set(turn)) for turn in parsed)
     return parsed if parsed and turns else value
 
 

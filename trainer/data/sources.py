@@ -184,9 +184,7 @@ def _nearest_file(path: Path) -> str:
     except OSError:
         return f"The folder {path.parent} does not exist either; it is looked for from {Path.cwd()}."
     near = difflib.get_close_matches(path.name, names, n=1)
-    return (
-        f"Did you mean {path.parent / near[0]}?" if near else f"It was looked for in {path.parent.resolve()}."
-    )
+    return f"Did you mean {path.parent / near[0]}?" if near else f"It was looked for in {path.parent.resolve()}."
 
 
 def _format_of(path: Path) -> str:
@@ -216,9 +214,7 @@ def _format_of(path: Path) -> str:
         return "csv"
     if by_name == "json":
         raise TrainerError(f"The data source {path} is not JSON: it starts with {_shown(start)}.", _FORMATS)
-    raise TrainerError(
-        f"The data source {path} is of no known type: it starts with {_shown(start)}.", _FORMATS
-    )
+    raise TrainerError(f"The data source {path} is of no known type: it starts with {_shown(start)}.", _FORMATS)
 
 
 def _lines_or_refuse(path: Path) -> str:

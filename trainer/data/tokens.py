@@ -76,10 +76,8 @@ def _token_counter(name: str) -> Callable[[Messages], int]:
         ) from None
 
     def count(messages: Messages) -> int:
-        if tokenizer.chat_template:
-            text = tokenizer.apply_chat_template(messages, tokenize=False)
-        else:
-            text = _plain(messages)
+        has_template = bool(tokenizer.chat_template)
+        text = tokenizer.apply_chat_template(messages, tokenize=False) if has_template else _plain(messages)
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     return count
@@ -100,9 +98,7 @@ def _template(folder: Path) -> Callable[[Messages], str] | None:
     """The folder's chat template as a function, rendered as transformers renders it."""
     config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    source = (
-        template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
-    )
+    source = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
     if not isinstance(source, str):
         return None
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -110,9 +106,7 @@ def _template(folder: Path) -> Callable[[Messages], str] | None:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = _refuse
     template = environment.from_string(_GENERATION.sub("", source))
-    tokens = {
-        name: _token_text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")
-    }
+    tokens = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
 
     def render(messages: Messages) -> str:
         return template.render(messages=messages, add_generation_prompt=False, **tokens)
@@ -125,9 +119,7 @@ def _token_text(token: Any) -> str:
 
 
 def _refuse(message: str) -> str:
-    raise TrainerError(
-        f"The chat template refused a conversation: {message}.", "Change the data or the base model."
-    )
+    raise TrainerError(f"The chat template refused a conversation: {message}.", "Change the data or the base model.")
 
 
 def _plain(messages: Messages) -> str:

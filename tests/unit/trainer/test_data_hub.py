@@ -145,8 +145,6 @@ def test_a_wrong_name_is_one_line(hub: str, tmp_path: Path, arguments: list[str]
 
 def test_a_hub_out_of_reach_is_one_clear_error(tmp_path: Path) -> None:
     """With neither hub nor cached copy the error says so within seconds."""
-    done = _prepare(
-        "http://127.0.0.1:9", tmp_path / "hf", "--source", DATASET, "--output-dir", str(tmp_path / "out")
-    )
+    done = _prepare("http://127.0.0.1:9", tmp_path / "hf", "--source", DATASET, "--output-dir", str(tmp_path / "out"))
     assert done.returncode == 2
     assert "HF_HUB_OFFLINE" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

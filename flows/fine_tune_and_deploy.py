@@ -12,6 +12,7 @@ from prefect import flow
 from prefect.states import Completed, State
 
 from flows.hooks import cancel_what_the_run_started
+from flows.runs import begin_run
 from tasks.chat import publish_connection, serve_chat
 from tasks.config import PipelineConfig, PlatformConfig
 from tasks.data import prepare_data
@@ -45,6 +46,7 @@ from tasks.training import await_training, submit_training, training_spec
 )
 def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]:
     """Fine-tune a model on chat data and serve it, if it is better, without losing a request."""
+    begin_run()
     place = config.platform
     training = ensure_environment(place, config.environment.training)
     compute = ensure_compute(place, config.compute)

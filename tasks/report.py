@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
@@ -22,9 +20,9 @@ from tasks.platforms.refs import (
     ModelVersion,
     TrainingResult,
 )
+from tasks.report_documents import data_document, endpoint_document, model_document
 from tasks.step import step
 
-_SHOWN_REJECTS = 100
 _CURVE_WIDTH, _CURVE_HEIGHT, _MARGIN = 640, 240, 40
 
 
@@ -156,46 +154,4 @@ def document(report: RunReport) -> dict[str, Any]:
         "endpoint": endpoint_document(report.endpoint),
         "chat": {"url": report.chat.url} if report.chat else None,
         "mlflow": {"url": report.tracking_url},
-    }
-
-
-def data_document(data: DataManifest) -> dict[str, Any]:
-    """The prepared data, with the rejected records by file, line and reason."""
-    manifest = json.loads(Path(data.manifest_file).read_text(encoding="utf-8"))
-    return {
-        "sha256": data.digest,
-        "counts": {"train": data.num_train, "test": data.num_test},
-        "num_rejected": data.num_rejected,
-        "rejected": manifest["rejected"][:_SHOWN_REJECTS],
-        "train_file": data.train_file,
-        "test_file": data.test_file,
-    }
-
-
-def model_document(model: ModelVersion | None) -> dict[str, Any] | None:
-    """A model version for a JSON document."""
-    if model is None:
-        return None
-    return {
-        "name": model.name,
-        "version": model.version,
-        "digest": model.digest,
-        "rejected": model.rejected,
-        "job": model.job,
-    }
-
-
-def endpoint_document(endpoint: EndpointStatus | None) -> dict[str, Any] | None:
-    """An endpoint for a JSON document."""
-    if endpoint is None:
-        return None
-    return {
-        "name": endpoint.name,
-        "url": endpoint.url,
-        "deployments": [
-            {"name": d.name, "model_version": d.model_version, "state": d.state, "percent": d.percent}
-            for d in endpoint.deployments
-        ],
-        "traffic": dict(endpoint.traffic.percents),
-        "frozen": endpoint.frozen,
     }

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from tasks.config import PipelineConfig, PlatformConfig, RolloutConfig, ServingConfig
+from tasks.config import PlatformConfig, RolloutConfig, ServingConfig
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import PhiflowError, RolloutError
 from tasks.platforms.port import Platform
@@ -296,32 +296,3 @@ def retire_deployments(
         platform.delete_deployment(traffic.endpoint, name)
         log().info("Retired deployment=%s", name)
     return platform.read_endpoint(traffic.endpoint) or status
-
-
-def roll_back(config: PipelineConfig, reason: str, to_version: str = "") -> TrafficSplit:
-    """Give all traffic to the previous deployment and mark the version that had it as rejected."""
-    platform = connect(config.platform)
-    name = config.endpoint_name
-    with platform.lease_endpoint(name, "roll-back", 30):
-        status = platform.read_endpoint(name)
-        if status is None or not status.traffic.main:
-            raise RolloutError(f"Endpoint {name} serves nothing that could be rolled back.")
-        current = next(d for d in status.deployments if d.name == status.traffic.main)
-        others = [
-            d
-            for d in status.deployments
-            if d.name != current.name and (not to_version or d.model_version == to_version)
-        ]
-        others = [d for d in others if not platform.read_model(config.model_name, d.model_version).rejected]
-        if not others:
-            wanted = f"version {to_version}" if to_version else "an earlier version"
-            raise RolloutError(
-                f"Endpoint {name} has no deployment of {wanted} to roll back to.",
-                fix=f"It has {', '.join(d.name for d in status.deployments)}.",
-            )
-        target = others[-1]
-        if target.state != "ready":
-            raise RolloutError(f"Deployment {target.name} is {target.state}, not ready.", fix=target.error)
-        if target.model_version != current.model_version:
-            platform.reject_model(platform.read_model(config.model_name, current.model_version), reason)
-        return platform.set_traffic(name, {target.name: 100}, f"rolled back: {reason}")

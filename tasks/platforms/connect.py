@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from tasks.platforms.port import Platform
 
 if TYPE_CHECKING:
-    from tasks.config import PlatformConfig
+    from pathlib import Path
+
+    from tasks.config import DataConfig, PlatformConfig
     from tasks.platforms.local.services import Services
 
 
@@ -25,3 +27,25 @@ def local_services(home: str = "") -> Services:
     from tasks.platforms.local.state import Home
 
     return Services(Home.open(home))
+
+
+def stop_local_jobs(home: str = "") -> tuple[str, ...]:
+    """Stop the jobs that run on this machine, each with a checkpoint; returns their names."""
+    from tasks.platforms.local.platform import LocalPlatform
+    from tasks.platforms.local.state import Home
+
+    return LocalPlatform(Home.open(home)).stop_jobs()
+
+
+def require_source(data: DataConfig) -> None:
+    """Refuse a data source that is wrong at first sight, before anything is started."""
+    from tasks.platforms.local.preparation import require_source
+
+    require_source(data)
+
+
+def project_folder(*parts: str) -> Path:
+    """A folder or file that ships with phiflow."""
+    from tasks.platforms.local.state import project_folder
+
+    return project_folder(*parts)

@@ -68,8 +68,8 @@ class Platform(Protocol):
 
     def read_job(self, job: JobRef) -> JobStatus: ...
 
-    def find_jobs(self, run_id: str) -> tuple[JobRef, ...]:
-        """Jobs that this run submitted and that have not ended."""
+    def find_jobs(self, run: str) -> tuple[JobRef, ...]:
+        """Jobs that have not ended, of a run by its id or of all runs with a configuration's name."""
 
     def latest_job(self, key: str) -> JobRef | None:
         """The last attempt under a key, in any state."""

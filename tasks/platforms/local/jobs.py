@@ -66,10 +66,10 @@ class Jobs:
         found = [read_json(path) for path in self._home.folder("jobs").glob(f"{key}*/job.json") if _is_of(path, key)]
         return _ref(max(found, key=lambda job: job["attempt"])) if found else None
 
-    def of_run(self, run_id: str) -> tuple[JobRef, ...]:
-        """Jobs this run submitted or adopted that have not ended."""
+    def running(self, run: str = "") -> tuple[JobRef, ...]:
+        """Jobs that have not ended, all or those of one run, by its id or its configuration's name."""
         jobs = [read_json(path) for path in self._home.folder("jobs").glob("*/job.json")]
-        refs = [_ref(job) for job in jobs if run_id in job["runs"]]
+        refs = [_ref(job) for job in jobs if not run or run in job["runs"] or run == job["run_name"]]
         return tuple(ref for ref in refs if not self.read(ref).state.ended)
 
     def read(self, job: JobRef) -> JobStatus:
@@ -161,6 +161,7 @@ class Jobs:
                 "train_file": spec.data.train_file,
                 "url": environment.get("PHIFLOW_JOB_URL", folder.as_uri()),
                 "mlflow_run": environment.get("MLFLOW_RUN_ID", ""),
+                "run_name": spec.run_name,
                 "runs": [run_id],
             },
         )

@@ -92,8 +92,8 @@ class LocalPlatform:
             self._models.end_tracking(self._jobs.mlflow_run(job), status.state)
         return status
 
-    def find_jobs(self, run_id: str) -> tuple[JobRef, ...]:
-        return self._jobs.of_run(run_id)
+    def find_jobs(self, run: str) -> tuple[JobRef, ...]:
+        return self._jobs.running(run)
 
     def latest_job(self, key: str) -> JobRef | None:
         return self._jobs.latest(key)
@@ -101,6 +101,13 @@ class LocalPlatform:
     def cancel_job(self, job: JobRef) -> JobStatus:
         self._jobs.cancel(job, "the user")
         return self.read_job(job)
+
+    def stop_jobs(self) -> tuple[str, ...]:
+        """Stop every job of this state folder, without needing MLflow."""
+        running = self._jobs.running()
+        for job in running:
+            self._jobs.cancel(job, "phiflow stop")
+        return tuple(job.name for job in running)
 
     def read_job_result(self, job: JobRef) -> dict[str, Any]:
         return self._jobs.result(job)

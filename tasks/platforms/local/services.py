@@ -126,6 +126,32 @@ class Services:
         )
         return api
 
+    def prefect_environment(self) -> dict[str, str]:
+        """Start or adopt Prefect and return the variables that point a process at it."""
+        return {"PREFECT_API_URL": self.prefect(), "PREFECT_HOME": str(self._home.folder("prefect"))}
+
+    def mlflow_url(self) -> str:
+        """Where the MLflow server listens, or will."""
+        return f"http://{HOST}:{self.port('mlflow', MLFLOW_PORT)}"
+
+    @property
+    def home(self) -> Path:
+        """The state folder."""
+        return self._home.root
+
+    def revive(self) -> None:
+        """After a crash or a stop: start again what is defined."""
+        if self.supervisor.programs():
+            self.supervisor.ensure_running()
+
+    def table(self) -> list[dict[str, str]]:
+        """Every service with its state and address."""
+        ports = self._ports.read()
+        return [
+            {"name": name, "state": status.state, "url": f"http://{HOST}:{ports[name]}" if name in ports else ""}
+            for name, status in sorted(self.supervisor.programs().items())
+        ]
+
     def wait_until_answers(
         self,
         name: str,

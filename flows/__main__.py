@@ -1,0 +1,5 @@
+"""`python -m flows` is `phiflow`."""
+
+from flows.cli import main
+
+main()

@@ -1,0 +1,191 @@
+"""The `phiflow` command: reads the command line, calls one function, prints the outcome.
+
+Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="phiflow",
+    help="Chat data to a fine-tuned, served small language model behind a chat app, as one Prefect flow.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[
+    Path | None, typer.Argument(help="Configuration file; without it the last one run, else deployments/local.yaml.")
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration file.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"phiflow {version('phiflow')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Chat data to a fine-tuned, served small language model behind a chat app, as one Prefect flow."""
+
+
+@app.command()
+def init(
+    data_file: Annotated[Path, typer.Argument(help="A file of chats.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing configuration.")] = False,
+) -> None:
+    """Look at a data file and write a short, commented configuration next to it."""
+    from flows.starter import write_starter
+
+    target, about = write_starter(data_file, force=force)
+    print(f"{about}\nWrote {target}. Next: phiflow run {target}")
+
+
+@app.command()
+def run(config: Config = None, set_: Set = None, as_json: Json = False) -> None:
+    """Take a configuration from data to a served model and chat app."""
+    from flows.run_command import run_configuration
+
+    raise typer.Exit(run_configuration(config, set_, as_json))
+
+
+@app.command()
+def plan(config: Config = None, set_: Set = None, as_json: Json = False) -> None:
+    """Show what a run would create and reuse; trains and deploys nothing."""
+    from flows.command import open_configuration
+    from flows.plan import make_plan
+    from flows.show import show_plan
+
+    resolved, origins = open_configuration(config, set_)
+    _print(make_plan(resolved, origins), as_json, show_plan)
+
+
+@app.command()
+def data(config: Config = None, set_: Set = None, as_json: Json = False) -> None:
+    """Prepare the training data of a configuration; trains nothing."""
+    from flows.command import open_configuration
+    from flows.plan import prepare
+    from flows.show import show_data
+
+    _print(prepare(open_configuration(config, set_)[0]), as_json, show_data)
+
+
+@app.command()
+def status(config: Config = None, set_: Set = None, as_json: Json = False) -> None:
+    """Show the model version, the endpoint and its traffic, the chat app, MLflow and the services."""
+    from flows.command import open_configuration
+    from flows.operate import read_status
+    from flows.show import show_status
+
+    _print(read_status(open_configuration(config, set_)[0]), as_json, show_status)
+
+
+@app.command()
+def chat(
+    question: Annotated[str, typer.Argument(help="What to ask the served model.")],
+    config: ConfigOption = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Ask the served model one question."""
+    from flows.command import open_configuration
+    from flows.operate import ask
+
+    _print(ask(open_configuration(config, None)[0], question, max_tokens), as_json, lambda d: print(d["answer"]))
+
+
+@app.command()
+def cancel(config: Config = None) -> None:
+    """Stop the runs of a configuration, cancel their jobs and restore the traffic."""
+    from flows.command import open_configuration
+    from flows.operate import cancel_everything
+
+    for line in cancel_everything(open_configuration(config, None)[0]):
+        print(line)
+
+
+@app.command("roll-back")
+def roll_back(
+    reason: Annotated[str, typer.Option(help="Kept with the version, which never gets traffic again.")],
+    config: Config = None,
+    to: Annotated[str, typer.Option(metavar="VERSION", help="The model version to go back to.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Give the traffic back to the version that served before, and reject the one that has it."""
+    from flows.command import open_configuration
+    from flows.operate import roll_back_endpoint
+    from flows.show import show_endpoint
+
+    _print(roll_back_endpoint(open_configuration(config, None)[0], reason, to), as_json, show_endpoint)
+
+
+@app.command()
+def freeze(
+    config: Config = None,
+    reason: Annotated[str, typer.Option(help="Shown to runs that stop because of it.")] = "frozen by hand",
+    off: Annotated[bool, typer.Option("--off", help="Let runs change the traffic again.")] = False,
+) -> None:
+    """Keep runs from changing the endpoint's traffic."""
+    from flows.command import open_configuration
+    from flows.operate import freeze_endpoint
+
+    print(freeze_endpoint(open_configuration(config, None)[0], "" if off else reason))
+
+
+@app.command()
+def stop() -> None:
+    """End the local processes; deletes nothing."""
+    from flows.operate import stop_everything
+
+    for line in stop_everything():
+        print(line)
+
+
+@app.command()
+def env() -> None:
+    """Print the exports that point Prefect and MLflow tools at this installation."""
+    from flows.operate import exports
+
+    for name, value in exports().items():
+        print(f"export {name}={value}")
+
+
+def _print(document: dict[str, Any], as_json: bool, show: Any) -> None:
+    if as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        show(document)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command and exit; an expected error is one line, and exit code 2, 3 or 4."""
+    from tasks.platforms.errors import PhiflowError
+
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(given, prog_name="phiflow", standalone_mode=True)
+    except PhiflowError as error:
+        from flows.command import report_error
+
+        sys.exit(report_error(error, as_json="--json" in given))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,64 @@
+"""What every command needs: its configuration, and how an error is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.platforms.errors import PhiflowError
+
+if TYPE_CHECKING:
+    from tasks.config import PipelineConfig
+
+LAST_RUN = "last-run"
+
+
+def open_configuration(path: Path | None, overrides: list[str] | None = None) -> tuple[PipelineConfig, dict[str, str]]:
+    """Resolve the configuration named, else the one last run, else the default, with each value's origin."""
+    from tasks.config_files import resolve_config
+
+    if path is None:
+        overrides = [*(last_run()[1] if not overrides else []), *(overrides or [])]
+    return resolve_config(path or last_run()[0], overrides)
+
+
+def default_configuration() -> Path:
+    """The configuration that ships as the default."""
+    from tasks.platforms.connect import project_folder
+
+    return project_folder("deployments", "local.yaml")
+
+
+def remember_run(path: Path, overrides: list[str]) -> None:
+    """Make this the configuration of commands that name none."""
+    from trainer.files import write_atomic
+
+    write_atomic(_home() / f"{LAST_RUN}.json", json.dumps({"config": str(path.absolute()), "set": overrides}))
+
+
+def last_run() -> tuple[Path, list[str]]:
+    """The configuration last run here, with its overrides."""
+    try:
+        record = json.loads((_home() / f"{LAST_RUN}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return default_configuration(), []
+    path = Path(record["config"])
+    return (path, list(record["set"])) if path.exists() else (default_configuration(), [])
+
+
+def _home() -> Path:
+    return Path(os.environ.get("PHIFLOW_HOME") or ".phiflow").expanduser().absolute()
+
+
+def report_error(error: PhiflowError, *, as_json: bool) -> int:
+    """Print one line, what belongs below it, and return the exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    for line in error.detail:
+        print(f"  {line}", file=sys.stderr)
+    if as_json:
+        told = {"kind": type(error).__name__, "message": error.message, "fix": error.fix, "detail": error.detail}
+        print(json.dumps({"error": told | {"exit_code": error.exit_code}}, indent=2, ensure_ascii=False))
+    return error.exit_code

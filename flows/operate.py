@@ -1,0 +1,103 @@
+"""The commands that look at what serves, and change it by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from tasks.config import PipelineConfig
+from tasks.platforms.connect import connect, local_services, stop_local_jobs
+from tasks.platforms.errors import NotFoundError
+from tasks.platforms.refs import ModelVersion
+
+
+def read_status(config: PipelineConfig) -> dict[str, Any]:
+    """Gate, model, endpoint, chat and MLflow as they are now."""
+    from tasks.report_documents import endpoint_document, model_document
+
+    services = local_services(config.platform.home)
+    services.revive()
+    platform = connect(config.platform)
+    endpoint = platform.read_endpoint(config.endpoint_name)
+    model: ModelVersion | None = None
+    if endpoint and endpoint.traffic.main:
+        serving = next(d for d in endpoint.deployments if d.name == endpoint.traffic.main)
+        model = platform.read_model(config.model_name, serving.model_version)
+    chat = platform.read_chat(config.endpoint_name)
+    return {
+        "gate": json.loads(model.gate) if model else None,
+        "model": model_document(model),
+        "endpoint": endpoint_document(endpoint),
+        "chat": {"url": chat.url} if chat else None,
+        "mlflow": {"url": platform.tracking_url()} if endpoint else None,
+        "history": list(endpoint.history) if endpoint else [],
+        "services": services.table(),
+    }
+
+
+def ask(config: PipelineConfig, question: str, max_tokens: int) -> dict[str, Any]:
+    """One question to the endpoint, as the chat app would ask it."""
+    local_services(config.platform.home).revive()
+    platform = connect(config.platform)
+    if platform.read_endpoint(config.endpoint_name) is None:
+        raise NotFoundError(f"There is no endpoint {config.endpoint_name}.", fix="Run the pipeline first: phiflow run")
+    system = [{"role": "system", "content": config.chat.system_prompt}] if config.chat.system_prompt else []
+    messages = [*system, {"role": "user", "content": question}]
+    answer = platform.invoke(
+        config.endpoint_name, messages, max_tokens=max_tokens, timeout_seconds=config.chat.request_timeout_seconds
+    )
+    return {
+        "question": question,
+        "answer": answer.text,
+        "deployment": answer.deployment,
+        "model_version": answer.model_version,
+        "seconds": round(answer.seconds, 3),
+    }
+
+
+def cancel_everything(config: PipelineConfig) -> list[str]:
+    """Cancel the configuration's runs, and the jobs that a dead run left."""
+    from flows.run_command import point_at_prefect
+
+    point_at_prefect(config)
+    from flows.runs import cancel_runs
+
+    lines = [f"Asked run {run_id} to stop." for run_id in cancel_runs(config.name)]
+    platform = connect(config.platform)
+    for job in platform.find_jobs(config.name):
+        status = platform.cancel_job(job)
+        lines.append(f"Job {job.name} is {status.state}; the next run starts from its last checkpoint.")
+    return lines or [f"Nothing of {config.name} runs."]
+
+
+def roll_back_endpoint(config: PipelineConfig, reason: str, to_version: str) -> dict[str, Any]:
+    """Roll back and return the endpoint as it is then."""
+    from tasks.report_documents import endpoint_document
+    from tasks.roll_back import roll_back
+
+    local_services(config.platform.home).revive()
+    roll_back(config, reason, to_version)
+    return endpoint_document(connect(config.platform).read_endpoint(config.endpoint_name)) or {}
+
+
+def freeze_endpoint(config: PipelineConfig, reason: str) -> str:
+    """Freeze, or with an empty reason thaw."""
+    connect(config.platform).freeze_endpoint(config.endpoint_name, reason)
+    return f"Endpoint {config.endpoint_name} is {'frozen: ' + reason if reason else 'no longer frozen'}."
+
+
+def stop_everything() -> list[str]:
+    """End jobs and services of this state folder."""
+    lines = [f"Stopped job {name}; the next run continues it from its last checkpoint." for name in stop_local_jobs()]
+    services = local_services()
+    names = sorted(services.supervisor.programs())
+    services.supervisor.stop_all()
+    return [*lines, f"Stopped {', '.join(names) if names else 'nothing: no service is defined'}."]
+
+
+def exports() -> dict[str, str]:
+    """Where the user's own Prefect and MLflow commands should look; starts the Prefect server."""
+    services = local_services()
+    prefect = {} if os.environ.get("PREFECT_API_URL") else services.prefect_environment()
+    return {"PHIFLOW_HOME": str(services.home), **prefect, "MLFLOW_TRACKING_URI": services.mlflow_url()}

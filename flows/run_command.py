@@ -1,0 +1,77 @@
+"""`phiflow run`: the flow in this process, against a Prefect server that stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from flows.command import last_run, open_configuration, remember_run, report_error
+from tasks.config import PipelineConfig
+from tasks.platforms.connect import local_services, require_source
+from tasks.platforms.errors import EXIT_BUG, EXIT_REFUSED, PhiflowError
+
+INTERRUPTED = 130
+
+
+def run_configuration(path: Path | None, overrides: list[str] | None, as_json: bool) -> int:
+    """Run the flow and return the exit code: 0 done, 3 refused, else what the error says."""
+    config, _ = open_configuration(path, overrides)
+    require_source(config.data)
+    point_at_prefect(config)
+    remember_run((path or last_run()[0]), overrides or [])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `phiflow cancel` interrupts like Ctrl-C
+    try:
+        return _run(config, as_json)
+    except KeyboardInterrupt:
+        print(
+            "Interrupted. A training job that runs keeps running: the same command adopts it, "
+            f"'phiflow cancel {path or ''}' stops it.".replace(" '", "'", 0),
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+
+
+def point_at_prefect(config: PipelineConfig) -> None:
+    """Use the Prefect server that PREFECT_API_URL names, else this machine's own; before Prefect is imported."""
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tasks,flows")
+    if os.environ.get("PREFECT_API_URL"):
+        return
+    services = local_services(config.platform.home)
+    os.environ.update(services.prefect_environment())
+
+
+def _run(config: PipelineConfig, as_json: bool) -> int:
+    from flows.fine_tune_and_deploy import fine_tune_and_deploy
+    from flows.runs import error_of, read_steps, run_url
+    from flows.show import show_run
+    from tasks.report import RunReport, document
+
+    state = fine_tune_and_deploy(config, return_state=True)
+    run_id = str(state.state_details.flow_run_id)
+    told: dict[str, Any] = {
+        "run": {"id": run_id, "url": run_url(run_id), "state": state.name, "message": state.message},
+        "steps": read_steps(run_id),
+    }
+    error = error_of(state)
+    if error is None:
+        report = state.result()
+        assert isinstance(report, RunReport)
+        told |= document(report)
+    elif isinstance(error, PhiflowError):
+        told["error"] = {"kind": type(error).__name__, "message": error.message, "fix": error.fix}
+    else:
+        told["error"] = {"kind": type(error).__name__, "message": str(error), "fix": ""}
+    if as_json:
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+    elif error is None:
+        show_run(told, config)
+    if error is None:
+        return EXIT_REFUSED if state.name == "Refused" else 0
+    if isinstance(error, PhiflowError):
+        return report_error(error, as_json=False)
+    print(f"error: the run ended {state.name}: {error}", file=sys.stderr)
+    return EXIT_BUG

@@ -1,0 +1,82 @@
+"""How outcomes look in a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.config import PipelineConfig
+
+
+def show_run(told: dict[str, Any], config: PipelineConfig) -> None:
+    """The end of a run: what was trained, how much better it is, where it serves."""
+    data, gate, model = told["data"], told["gate"], told["model"]
+    scores = told["scores"]
+    base, candidate = scores["base"], scores["candidate"]
+    print(
+        f"\n{told['run']['state']}: {told['run']['message'] if told['run']['state'] == 'Refused' else gate['reason']}"
+    )
+    print(f"  trained   {config.model.base} on {data['counts']['train']} conversations ({told['job']['name']})")
+    print(f"  tested    on {data['counts']['test']} others{_rejected(data)}")
+    print(f"  before    loss {base['loss']:.3f}, word for word {base['exact_match']:.0%}")
+    print(f"  after     loss {candidate['loss']:.3f}, word for word {candidate['exact_match']:.0%}")
+    if model:
+        print(f"  model     {model['name']} version {model['version']} ({model['digest'][:12]})")
+    if told["endpoint"]:
+        show_endpoint(told["endpoint"])
+    if told["chat"]:
+        print(f"  chat      {told['chat']['url']}")
+    print(f"  Prefect   {told['run']['url']}")
+    print(f"  MLflow    {told['mlflow']['url']}")
+
+
+def show_endpoint(endpoint: dict[str, Any]) -> None:
+    """An endpoint with its traffic, one line, and its deployments."""
+    frozen = f", frozen: {endpoint['frozen']}" if endpoint["frozen"] else ""
+    print(f"  endpoint  {endpoint['url']}{frozen}")
+    for deployment in endpoint["deployments"]:
+        line = f"{deployment['percent']:>3} %  {deployment['name']}  version {deployment['model_version']}"
+        print(f"            {line}, {deployment['state']}")
+
+
+def show_status(told: dict[str, Any]) -> None:
+    """What serves now."""
+    model = told["model"]
+    print(f"  model     {model['name']} version {model['version']}" if model else "  model     none serves")
+    if told["gate"]:
+        print(f"  gate      {told['gate'].get('reason', '')}")
+    if told["endpoint"]:
+        show_endpoint(told["endpoint"])
+    print(f"  chat      {told['chat']['url'] if told['chat'] else 'not served'}")
+    if told["mlflow"]:
+        print(f"  MLflow    {told['mlflow']['url']}")
+    for line in told["history"][-5:]:
+        print(f"  traffic   {line}")
+    for service in told["services"]:
+        print(f"  {service['state']:<9} {service['name']} {service['url']}")
+
+
+def show_data(told: dict[str, Any]) -> None:
+    """The prepared files."""
+    print(f"{told['counts']['train']} conversations to train on: {told['train_file']}")
+    print(f"{told['counts']['test']} to test on: {told['test_file']}{_rejected(told)}")
+
+
+def show_plan(told: dict[str, Any]) -> None:
+    """What a run would do."""
+    for key, entry in told["config"].items():
+        print(f"  {key} = {entry['value']!r}  ({entry['origin']})")
+    print(f"data      {told['data']['counts']['train']} train, {told['data']['counts']['test']} test")
+    print(f"job       {told['job']['action']}")
+    endpoint = told["endpoint"]
+    if "url" in endpoint:
+        show_endpoint(endpoint)
+    else:
+        print(f"endpoint  create {endpoint['name']}")
+
+
+def _rejected(data: dict[str, Any]) -> str:
+    if not data["num_rejected"]:
+        return ""
+    lines = [f"\n            {r['file']}:{r['line']}: {r['reason']}" for r in data["rejected"][:5]]
+    more = "\n            ..." if data["num_rejected"] > 5 else ""
+    return f"; {data['num_rejected']} rejected:{''.join(lines)}{more}"

@@ -1,0 +1,90 @@
+"""`phiflow init`: looks at a data file and writes a short, commented configuration next to it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tasks.platforms.errors import ConfigError, DataError
+from trainer.errors import TrainerError
+
+_TEMPLATE = """\
+# {about}
+name: {name}            # names the run, the endpoint and the model
+
+data:
+  source: {source}
+  shape: {shape}          # as detected; messages, sharegpt, alpaca or prompt-completion
+  test_share: 0.2         # of the conversations, kept to test on
+  max_rejected_share: {max_rejected_share}
+
+model:
+  base: builtin/tiny-phi3 # small enough for any machine; for real use: microsoft/Phi-3.5-mini-instruct
+
+train:                    # fields of trainer/config.py, named as TRL and transformers name them
+  num_train_epochs: {epochs}
+  learning_rate: 3e-3     # for the tiny model; 5e-6 suits full fine-tuning of a Phi model
+  per_device_train_batch_size: 8
+  max_length: {max_length}
+  packing: false
+  gradient_checkpointing: false
+  eval_strategy: "no"
+
+gate:
+  min_examples: {min_examples}        # test conversations needed to decide anything
+
+rollout:
+  steps: [10, 50, 100]    # percent of the traffic
+  hold_seconds: 5         # how long each step is watched
+"""
+# The tiny model trains about this many characters a second on two cores.
+_CHARACTERS_A_SECOND = 20_000
+_WANTED_SECONDS = 60
+
+
+def write_starter(data_file: Path, *, force: bool) -> tuple[Path, str]:
+    """Write the configuration and return its path and one line about the data.
+
+    Raises:
+        DataError: the file cannot be read, or holds no conversations.
+        ConfigError: there is a configuration with this name already.
+    """
+    from trainer.data.inspection import inspect_source
+
+    target = data_file.with_suffix(".yaml")
+    if target.exists() and not force:
+        raise ConfigError(f"{target} exists.", fix="Edit it, or overwrite it with --force.")
+    try:
+        seen = inspect_source(data_file)
+    except TrainerError as error:
+        raise DataError(error.message, fix=error.fix) from error
+    count = f"about {seen.num_records}" if seen.is_estimate else str(seen.num_records)
+    about = f"{count} records of shape {seen.shape} in {data_file.name}"
+    if seen.num_rejected:
+        about += f", {seen.num_rejected} of {seen.num_sampled} looked at cannot be used"
+    characters = max(1.0, seen.mean_chars * seen.num_records)
+    epochs = max(1, min(40, round(_WANTED_SECONDS * _CHARACTERS_A_SECOND / characters)))
+    text = _TEMPLATE.format(
+        about=about,
+        name=_name(data_file),
+        source=data_file.name,
+        shape=seen.shape,
+        epochs=epochs,
+        max_length=256 if seen.max_chars < 700 else 512,
+        min_examples=min(10, max(2, seen.num_records // 10)),
+        max_rejected_share=_share(seen.num_rejected, seen.num_sampled),
+    )
+    target.write_text(text, encoding="utf-8")
+    reasons = "".join(f"\n  {data_file.name}:{line}: {reason}" for line, reason in seen.rejected_reasons[:5])
+    return target, about + reasons
+
+
+def _share(rejected: int, sampled: int) -> str:
+    if not rejected:
+        return "0.0"
+    return f"0.0   # {rejected} of {sampled} records would stop the run: mend them, or raise this share"
+
+
+def _name(data_file: Path) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", data_file.stem.lower()).strip("-")[:32].strip("-")
+    return slug if re.fullmatch(r"[a-z][a-z0-9-]{1,30}[a-z0-9]", slug) else f"chat-{slug}"[:32].strip("-")

@@ -62,8 +62,12 @@ class Reply(dict):
 
     def __init__(self, response: requests.Response, url: str) -> None:
         super().__init__(deployment=response.headers.get(DEPLOYMENT_HEADER, ""))
-        self._response = response
         self._url = url
+        self._response = response
+        self._pieces = self._read()
+        # Waiting for the first piece lets an endpoint that fails at once fail the flow with its reason:
+        # Prompt flow loses the reason of an error that comes later.
+        self._first = next(self._pieces, "")
 
     def pieces(self) -> Iterator[str]:
         """Yield the answer's pieces.
@@ -72,14 +76,30 @@ class Reply(dict):
             ChatError: the answer broke off.
         """
         try:
-            # Lines are decoded here: without a charset in the header, requests would take them for Latin-1.
-            for line in self._response.iter_lines(chunk_size=None):
-                if line.startswith(b"data: ") and line != b"data: [DONE]":
-                    yield _read_text(json.loads(line[6:]), self._url)
-        except (requests.RequestException, ValueError) as error:
-            raise ChatError(f"The answer of {self._url} broke off ({type(error).__name__}). Ask again.") from error
+            if self._first:
+                yield self._first
+            yield from self._pieces
         finally:
             self._response.close()
+
+    def _read(self) -> Iterator[str]:
+        ended = False
+        try:
+            # Lines are decoded here: without a charset in the header, requests would take them for Latin-1.
+            for line in self._response.iter_lines(chunk_size=None):
+                if line == b"data: [DONE]":
+                    ended = True
+                elif line.startswith(b"data: "):
+                    text, finished = _read_chunk(json.loads(line[6:]), self._url)
+                    ended = ended or finished
+                    if text:
+                        yield text
+        except (requests.RequestException, ValueError) as error:
+            raise ChatError(
+                f"The answer of {self._url} broke off ({type(error).__name__}). Ask again."
+            ) from error
+        if not ended:
+            raise ChatError(f"The answer of {self._url} broke off. Ask again.")
 
 
 def build_messages(system_prompt: str, turns: list[dict], question: str) -> list[dict]:
@@ -160,13 +180,14 @@ def _read_error(response: requests.Response) -> tuple[str, str]:
     return " ".join(message.split()).rstrip(".")[:300] or "no reason given", code
 
 
-def _read_text(chunk: dict, url: str) -> str:
+def _read_chunk(chunk: dict, url: str) -> tuple[str, bool]:
+    """Return a chunk's text, and whether it is the last one."""
     if "error" in chunk:
         error = chunk["error"]
         message = error.get("message") if isinstance(error, dict) else error
         raise ChatError(f"The endpoint {url} stopped in the middle of its answer: {message}.")
     choice = (chunk.get("choices") or [{}])[0]
-    return (choice.get("delta") or {}).get("content") or ""
+    return (choice.get("delta") or {}).get("content") or "", bool(choice.get("finish_reason"))
 
 
 def _is_loopback(url: str) -> bool:

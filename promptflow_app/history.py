@@ -58,7 +58,9 @@ class SqliteStore:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute(SCHEMA)
         except (OSError, sqlite3.Error) as error:
-            raise ChatError(f"The chat history {path} cannot be opened: {error}. Set PHIFLOW_HISTORY.") from error
+            raise ChatError(
+                f"The chat history {path} cannot be opened: {error}. Set PHIFLOW_HISTORY."
+            ) from error
 
     def _connect(self) -> sqlite3.Connection:
         # Transactions are begun by hand: a writer must take its lock before it looks up the last turn.
@@ -113,7 +115,9 @@ def find_conversation(store: HistoryStore, chat_history: list | None, conversati
     given = [_read_turn(entry, index) for index, entry in enumerate(chat_history or [])]
     identity = conversation_id or _find_identity(chat_history or []) or uuid.uuid4().hex
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", identity):
-        raise ChatError(f"conversation_id is {identity[:80]!r}; use 1 to 128 letters, digits, dots, dashes or underscores.")
+        raise ChatError(
+            f"conversation_id is {identity[:80]!r}; use 1 to 128 letters, digits, dots, dashes or underscores."
+        )
     stored = store.read_turns(identity)
     return {"id": identity, "turns": stored or given, "stored": len(stored)}
 
@@ -140,7 +144,7 @@ def now() -> str:
 
 
 def _read_turn(entry: object, index: int) -> dict:
-    """Read an entry of a chat history, `{"inputs": {"question"}, "outputs": {"answer"}}` or `{"question", "answer"}`."""
+    """Read an entry of a chat history, in Prompt flow's form or with `question` and `answer` side by side."""
     if isinstance(entry, dict):
         question = (entry.get("inputs") or entry).get("question")
         answer = (entry.get("outputs") or entry).get("answer")

@@ -47,7 +47,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-concurrent-requests", type=_positive_int, default=16, metavar="N")
     parser.add_argument("--request-timeout-seconds", type=_positive_float, default=120.0, metavar="SECONDS")
     parser.add_argument(
-        "--state-dir", type=Path, help="where the engine's process is recorded (default: a folder of the temporary one)"
+        "--state-dir",
+        type=Path,
+        help="where the engine's process is recorded (default: a folder of the temporary one)",
     )
     return parser.parse_args(argv)
 

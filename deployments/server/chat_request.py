@@ -89,10 +89,15 @@ def _check_fields(body: dict[str, Any]) -> None:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise RequestRefusedError(400, f"unknown field {name[:80]!r}{hint}", param=name[:80], code="unknown_parameter")
+            raise RequestRefusedError(
+                400, f"unknown field {name[:80]!r}{hint}", param=name[:80], code="unknown_parameter"
+            )
         if name in REFUSED_UNLESS and value is not None and value != REFUSED_UNLESS[name]:
             raise RequestRefusedError(
-                400, f"this server does not do {name!r}; leave it out", param=name, code="unsupported_parameter"
+                400,
+                f"this server does not do {name!r}; leave it out",
+                param=name,
+                code="unsupported_parameter",
             )
 
 
@@ -167,7 +172,11 @@ def _read_number(body: dict[str, Any], name: str, default: float, *, low: float,
 
 def _read_stop(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value or []
-    if not isinstance(texts, list) or len(texts) > 4 or not all(isinstance(text, str) and text for text in texts):
+    if (
+        not isinstance(texts, list)
+        or len(texts) > 4
+        or not all(isinstance(text, str) and text for text in texts)
+    ):
         raise _refuse("stop", "must be a text or a list of at most 4 texts, none of them empty")
     return tuple(texts)
 

@@ -6,6 +6,7 @@ process id and start time is kept, and the next start of the same front reaps wh
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -159,10 +160,8 @@ def end_process_tree(pid: int) -> None:
 
 
 def _signal(process: psutil.Process, number: int) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _die_with_parent() -> None:

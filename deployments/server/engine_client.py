@@ -99,7 +99,9 @@ class EngineClient:
             ) as response:
                 if response.status_code != 200:
                     detail = (await response.aread()).decode("utf-8", "replace")
-                    raise EngineError(f"the model's engine answered {response.status_code}: {_one_line(detail)}")
+                    raise EngineError(
+                        f"the model's engine answered {response.status_code}: {_one_line(detail)}"
+                    )
                 async for line in response.aiter_lines():
                     if line.startswith("data: ") and line != "data: [DONE]":
                         piece = _read_piece(line[6:])
@@ -149,7 +151,8 @@ class StopText:
         if found:
             return self._held[: min(found)], True
         keep = max(
-            (n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0
+            (n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])),
+            default=0,
         )
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return shown, False

@@ -131,7 +131,10 @@ class ModelFolder:
 
         try:
             rendered, _ = render_jinja_template(
-                [messages], chat_template=self.chat_template, add_generation_prompt=True, **self.special_tokens
+                [messages],
+                chat_template=self.chat_template,
+                add_generation_prompt=True,
+                **self.special_tokens,
             )
         except TemplateError as error:
             raise RequestRefusedError(
@@ -143,16 +146,26 @@ class ModelFolder:
 def find_model(path: Path) -> Path:
     """Return the folder that holds the weights: the folder itself, or `model/` in an MLflow model."""
     if not path.exists():
-        raise StartError(f"The model folder {path} does not exist. Give --model-dir a Hugging Face model folder.")
+        raise StartError(
+            f"The model folder {path} does not exist. Give --model-dir a Hugging Face model folder."
+        )
     if not path.is_dir():
-        raise StartError(f"{path} is a file, not a model folder. Give --model-dir a Hugging Face model folder.")
+        raise StartError(
+            f"{path} is a file, not a model folder. Give --model-dir a Hugging Face model folder."
+        )
     if not (path / "config.json").exists() and (path / "MLmodel").exists():
         path = path / "model"
-    missing = [name for name in ("config.json", "tokenizer.json", "tokenizer_config.json") if not (path / name).exists()]
+    missing = [
+        name
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json")
+        if not (path / name).exists()
+    ]
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
         missing.append("*.safetensors")
     if missing:
-        raise StartError(f"{path} is not a complete model folder: {', '.join(missing)} missing. Package the model again.")
+        raise StartError(
+            f"{path} is not a complete model folder: {', '.join(missing)} missing. Package the model again."
+        )
     return path.resolve()
 
 

@@ -140,6 +140,9 @@ class ChatEncoder:
                 turns.append(self._turn(text, len(prompt), message["content"], chat))
             elif index == len(messages) - 1:
                 raise _broken(chat, "the prompt of an answer is not the beginning of the conversation with it")
+        stops = {text[turn.stop_start : turn.end] for turn in turns}
+        if len(stops) > 1:  # one of them begins the next message and ends nothing
+            raise _broken(chat, f"answers have no stop token of their own; they are followed by {sorted(stops)}")
         return turns
 
     def _turn(self, text: str, start: int, content: str, chat: Chat) -> _Turn:

@@ -4,3 +4,7 @@
 and checks canonical records, `split` chooses sides, `prepare` writes the folder, `inspection` only looks.
 Everything but `hub`, Parquet files and `tokens` needs the standard library alone.
 """
+
+from trainer.data.inspection import SourceSummary, inspect_source
+
+__all__ = ["SourceSummary", "inspect_source"]

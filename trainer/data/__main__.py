@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str]) -> dict[str, Any]:
     parser = _Parser(prog="python -m trainer.data", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--source", required=True, help="a JSONL, JSON, CSV or Parquet file, or a hub dataset id")
+    parser.add_argument("--source", required=True, help="a JSONL, JSON, CSV or Parquet file, or owner/name on the hub")
     parser.add_argument("--output-dir", required=True, help="written whole or not at all")
     parser.add_argument("--config-name", help="config of the hub dataset")
     parser.add_argument("--split", help="split of the hub dataset, with a slice: train_sft[:1%%]; default: train")
@@ -51,7 +51,9 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--shape", default="auto", help="auto, messages, sharegpt, alpaca or prompt-completion")
     parser.add_argument("--group-by", help="column whose equal values stay on one side of the split")
     parser.add_argument("--test-share", type=float, default=0.2, help="share kept for testing; default: 0.2")
-    parser.add_argument("--test-source", help="file or dataset that is the test side, instead of a share")
+    parser.add_argument(
+        "--test-source", help="file, or owner/name#split on the hub, that is the test side instead of a share"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the split; default: 0")
     parser.add_argument("--max-rejected-share", type=float, default=0.0, help="share that may be rejected; default: 0")
     parser.add_argument("--tokenizer", help="folder or hub id, for token statistics")

@@ -14,7 +14,7 @@ class DataOptions:
     """What to prepare and how.
 
     Args:
-        source: a local file or the id of a hub dataset, `owner/name`.
+        source: a local file or a hub dataset, `owner/name` or `owner/name#split`.
         config_name, split, revision: for hub datasets only.
         shape: one of SHAPES, or auto.
         group_by: a column; conversations with the same value stay on the same side.

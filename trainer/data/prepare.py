@@ -25,6 +25,7 @@ from trainer.errors import TrainerError
 
 NUM_REJECTED_LISTED = 100
 _PROGRESS_SECONDS = 5.0
+_MAX_REASON_CHARS = 300
 # Up to this many records an unlucky split gets a seed that would work suggested.
 _MAX_KEYS_KEPT = 1000
 
@@ -65,7 +66,7 @@ def prepare(options: DataOptions) -> dict[str, Any]:
     source = open_source(options.source, options)
     test_source = open_source(options.test_source) if options.test_source else None
     shape = choose_shape(source, options.shape, options.group_by)
-    output_dir = Path(options.output_dir).absolute()
+    output_dir = Path(options.output_dir).resolve()
     require_replaceable(output_dir)
     tokens = TokenStatistics(options.tokenizer, options.max_length) if options.tokenizer else None
     try:
@@ -141,7 +142,7 @@ class _Writer:
                 key = _side_key(record, conversation, group_by)
                 encoded = _encode(conversation)
             except RejectedRecordError as error:
-                self._reject({"file": source.name, "line": line, "reason": str(error)})
+                self._reject({"file": source.name, "line": line, "reason": str(error)[:_MAX_REASON_CHARS]})
                 continue
             yield _Accepted(conversation, key, encoded)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ _PACKED = {
 }
 
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:#(.+))?")
+_HUB_ONLY = ("config_name", "split", "revision")
 # The shape and the columns are looked for in this many records at the start of the source.
 _NUM_SHAPE_RECORDS = 100
 
@@ -54,20 +56,26 @@ class Source(Protocol):
 
 
 def open_source(name: str, options: DataOptions | None = None) -> Source:
-    """Open what a name means: an existing path, else `owner/name` on the hub.
+    """Open what a name means: an existing path, else `owner/name` or `owner/name#split` on the hub.
 
     Raises:
         TrainerError: there is no such file or dataset, or the options do not fit it.
     """
     path = Path(name).expanduser()
-    is_hub = _HUB_ID.fullmatch(name) and path.suffix.lower() not in EXTENSIONS and not path.parent.exists()
-    if is_hub:
+    hub_id = _HUB_ID.fullmatch(name)
+    if hub_id and path.suffix.lower() not in EXTENSIONS and not path.parent.exists():
         from trainer.data.hub import HubSource
 
-        hub = options or DataOptions(source=name, output_dir="")
-        return HubSource(name, hub.config_name, hub.split, hub.revision)
+        config_name, split, revision = (getattr(options, key, None) for key in _HUB_ONLY)
+        if split and hub_id[2]:
+            raise TrainerError(
+                f"The data source {name} names a split, and split {split!r} is given too.",
+                "Leave one of them out.",
+                kind="configuration",
+            )
+        return HubSource(hub_id[1], config_name, hub_id[2] or split, revision)
     source = FileSource(path)
-    for key in ("config_name", "split", "revision"):
+    for key in _HUB_ONLY:
         value = getattr(options, key, None)
         if value is not None:
             raise TrainerError(
@@ -129,7 +137,7 @@ class FileSource:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.name = str(path)
+        self.name = os.fsencode(path).decode("utf-8", errors="replace")
         self.kind = "file"
         self.num_bytes = _require_file(self.path)
         self.read_bytes = 0

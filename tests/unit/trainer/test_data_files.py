@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,6 +192,21 @@ def test_a_quota_leaves_nothing_behind(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "File too large" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["large.jsonl"]
+
+
+def test_a_stopped_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
+    """SIGTERM in the middle ends it with one line and without a half-written folder."""
+    source = _write_chats(tmp_path / "large.jsonl", 200_000)
+    command = [sys.executable, "-m", "trainer.data", "--source", str(source), "--output-dir", str(tmp_path / "out")]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 30
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.terminate()
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert error == b"Interrupted; nothing was written.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["large.jsonl"]
 
 

@@ -114,6 +114,15 @@ def test_a_slice_at_a_revision_is_prepared_and_the_commit_is_recorded(hub: str, 
     assert first["messages"][0] == {"role": "user", "content": f"Question {first['prompt_id']}?"}
 
 
+def test_a_split_can_be_the_test_source(hub: str, tmp_path: Path) -> None:
+    """`owner/name#split` names a fixed test set; what it shares with the training rows leaves those."""
+    arguments = ["--source", DATASET, "--split", "train_sft[:30]", "--test-source", f"{DATASET}#train_sft[20:40]"]
+    done = _prepare(hub, tmp_path / "hf", *arguments, "--output-dir", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    counts = json.loads((tmp_path / "out/manifest.json").read_text())["counts"]
+    assert (counts["train"], counts["test"], counts["overlap"]) == (20, 20, 10)
+
+
 def test_a_cached_dataset_is_read_when_the_hub_is_out_of_reach(hub: str, tmp_path: Path) -> None:
     """What was downloaded once is prepared without the hub, at the same commit and with the same bytes."""
     arguments = ["--source", DATASET, "--split", "train_sft[:20]"]

@@ -104,10 +104,10 @@ class Preparation:
         folder: Path,
     ) -> None:
         command = ["trainer.data", "--source", data.source, "--output-dir", str(folder)]
-        options: dict[str, Any] = {
-            "--config-name": data.config,
-            "--split": data.split,
-            "--revision": revision,
+        options: dict[str, Any] = {}
+        if not Path(data.source).is_absolute():
+            options = {"--config-name": data.config, "--split": data.split, "--revision": revision}
+        options |= {
             "--shape": data.shape,
             "--group-by": data.group_by,
             "--test-share": data.test_share,

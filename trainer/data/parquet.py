@@ -10,6 +10,7 @@ from trainer.data.conversation import RejectedRecordError
 from trainer.errors import TrainerError
 
 _BATCH_ROWS = 64
+_BUFFER_BYTES = 1 << 20  # without a buffer, a whole column of a row group is read at once
 
 
 def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
@@ -19,9 +20,11 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
         import pyarrow.parquet
     except ImportError:
         raise TrainerError(f"Reading {path} needs pyarrow.", "Run it in the training environment.") from None
+    # The default allocator keeps what was freed, which looks like memory that grows with the file.
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                 for index in range(batch.num_rows):
                     number += 1

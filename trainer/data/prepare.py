@@ -170,7 +170,7 @@ class _Writer:
         if now - self._reported >= _PROGRESS_SECONDS:
             self._reported = now
             counts = self.tally.counts
-            share = f" ({source.read_bytes / source.num_bytes:.0%})" if source.num_bytes else ""
+            share = f" ({source.read_bytes / source.num_bytes:.0%})" if source.read_bytes else ""
             num = counts["train"] + counts["test"]
             print(f"Prepared {num} conversations of {source.name}{share}", file=sys.stderr, flush=True)
 

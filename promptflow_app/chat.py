@@ -95,11 +95,23 @@ class Reply(dict):
                     if text:
                         yield text
         except (requests.RequestException, ValueError) as error:
-            raise ChatError(
-                f"The answer of {self._url} broke off ({type(error).__name__}). Ask again."
-            ) from error
+            raise ChatError(f"The answer of {self._url} broke off ({type(error).__name__}). Ask again.") from error
         if not ended:
             raise ChatError(f"The answer of {self._url} broke off. Ask again.")
+
+
+class BrokenOff(dict):
+    """The last piece of an answer that broke off: `{"error": sentence}`.
+
+    Prompt flow ends a broken stream like a whole one, so the stream itself has to say it. As text it raises:
+    a broken answer must not be joined into one that looks whole.
+    """
+
+    def __init__(self, error: ChatError) -> None:
+        super().__init__(error=str(error))
+
+    def __str__(self) -> str:
+        raise ChatError(self["error"])
 
 
 def build_messages(system_prompt: str, turns: list[dict], question: str) -> list[dict]:

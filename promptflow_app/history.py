@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from chat import ChatError, Reply
+from chat import BrokenOff, ChatError, Reply
 
 BUSY_SECONDS = 15.0
 # More than any small model's context holds.
@@ -58,9 +58,7 @@ class SqliteStore:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute(SCHEMA)
         except (OSError, sqlite3.Error) as error:
-            raise ChatError(
-                f"The chat history {path} cannot be opened: {error}. Set PHIFLOW_HISTORY."
-            ) from error
+            raise ChatError(f"The chat history {path} cannot be opened: {error}. Set PHIFLOW_HISTORY.") from error
 
     def _connect(self) -> sqlite3.Connection:
         # Transactions are begun by hand: a writer must take its lock before it looks up the last turn.
@@ -122,13 +120,16 @@ def find_conversation(store: HistoryStore, chat_history: list | None, conversati
     return {"id": identity, "turns": stored or given, "stored": len(stored)}
 
 
-def save_answer(store: HistoryStore, conversation: dict, question: str, reply: Reply) -> Iterator[str]:
+def save_answer(store: HistoryStore, conversation: dict, question: str, reply: Reply) -> Iterator[str | BrokenOff]:
     """Yield the answer's pieces, and store the turn when they end, however they end."""
     pieces: list[str] = []
     try:
         for piece in reply.pieces():
             pieces.append(piece)
             yield piece
+    except ChatError as error:
+        yield BrokenOff(error)
+        raise
     finally:
         if pieces:
             # A history that came with the request and is not stored yet belongs before this turn.
@@ -146,10 +147,11 @@ def now() -> str:
 def _read_turn(entry: object, index: int) -> dict:
     """Read an entry of a chat history, in Prompt flow's form or with `question` and `answer` side by side."""
     if isinstance(entry, dict):
-        question = (entry.get("inputs") or entry).get("question")
-        answer = (entry.get("outputs") or entry).get("answer")
-        if isinstance(question, str) and isinstance(answer, str):
-            return {"question": question, "answer": answer}
+        inputs, outputs = entry.get("inputs") or entry, entry.get("outputs") or entry
+        if isinstance(inputs, dict) and isinstance(outputs, dict):
+            question, answer = inputs.get("question"), outputs.get("answer")
+            if isinstance(question, str) and isinstance(answer, str):
+                return {"question": question, "answer": answer}
     raise ChatError(
         f"chat_history[{index}] is not a turn; "
         'a turn is {"inputs": {"question": "..."}, "outputs": {"answer": "..."}}.'

@@ -9,8 +9,8 @@ from azure.data.tables import TableClient
 from chat import ChatError
 from history import MAX_TURNS_READ, now
 
-# A text property holds 64 KiB of UTF-16; longer texts go on in the next one.
-PROPERTY_CHARACTERS = 30_000
+# A text property holds 64 KiB of UTF-16, four bytes a character at worst; longer texts go on in the next one.
+PROPERTY_CHARACTERS = 16_000
 DEFAULT_TABLE = "phiflowchat"
 MAX_ATTEMPTS = 20
 
@@ -42,9 +42,7 @@ class TableStore:
         except ValueError:
             # The message of the library quotes what it could not read, which is a secret.
             raise ChatError("PHIFLOW_TABLE_CONNECTION_STRING or PHIFLOW_TABLE_NAME is malformed.") from None
-        raise ChatError(
-            "PHIFLOW_HISTORY is table: set PHIFLOW_TABLE_CONNECTION_STRING, or PHIFLOW_TABLE_URL."
-        )
+        raise ChatError("PHIFLOW_HISTORY is table: set PHIFLOW_TABLE_CONNECTION_STRING, or PHIFLOW_TABLE_URL.")
 
     def read_turns(self, conversation: str) -> list[dict]:
         """Return the conversation's latest turns, oldest first."""
@@ -83,12 +81,8 @@ class TableStore:
 
 def _explain(error: AzureError) -> ChatError:
     if isinstance(error, ServiceRequestError):
-        return ChatError(
-            "The chat history's table account cannot be reached. Check PHIFLOW_TABLE_CONNECTION_STRING."
-        )
-    return ChatError(
-        f"The chat history's table account refused: {' '.join(str(error.message).split())[:200]}."
-    )
+        return ChatError("The chat history's table account cannot be reached. Check PHIFLOW_TABLE_CONNECTION_STRING.")
+    return ChatError(f"The chat history's table account refused: {' '.join(str(error.message).split())[:200]}.")
 
 
 def _split(name: str, text: str) -> dict:

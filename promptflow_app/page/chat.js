@@ -75,7 +75,7 @@ async function ask(text) {
     });
     if (!response.ok) throw new Error(await explain(response));
     for await (const event of events(response)) {
-      if (event.error) throw new Error(event.error.message || "The answer broke off. Ask again.");
+      if (event.answer && event.answer.error) throw new Error(event.answer.error);
       if (event.conversation_id) chat.id = event.conversation_id;
       if (event.deployment) turn.deployment = event.deployment;
       turn.answer += event.answer || "";

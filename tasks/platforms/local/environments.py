@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -129,9 +130,7 @@ def _fault(environment: Environment) -> str:
     if missing:
         return f"damaged ({len(missing)} packages are missing)"
     try:
-        trial = subprocess.run(
-            [environment.python, "-I", "-c", ""], capture_output=True, timeout=60, check=False
-        )
+        trial = subprocess.run([environment.python, "-I", "-c", ""], capture_output=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return "damaged (its Python does not run)"
     return "" if trial.returncode == 0 else "damaged (its Python does not run)"
@@ -228,9 +227,7 @@ def _build_error(name: str, returncode: int, log_file: Path) -> PhiflowError:
             detail=tuple(lines[-_DETAIL_LINES:]),
         )
     # The line that uv marks with a sign, which differs by terminal, or with "error:".
-    cause = next(
-        (line for line in lines if re.match(r"error: |[^\w\s] ", line)), f"uv ended with {returncode}"
-    )
+    cause = next((line for line in lines if re.match(r"error: |[^\w\s] ", line)), f"uv ended with {returncode}")
     return EnvironmentBuildError(
         f"Environment '{name}' could not be built: {cause.partition(' ')[2].rstrip('.')}.",
         fix=f"Check the network and `pip config list`, then run it again; see also '{log_file}'.",
@@ -263,29 +260,28 @@ def _uv_variables() -> dict[str, str]:
 
 def pip_settings() -> dict[str, str]:
     """Return what `pip config list` reports, by option name; files first, then the environment over them."""
-    listing = ""
-    for pip in _pip_commands():
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            done = subprocess.run(
-                [*pip, "config", "list"], capture_output=True, text=True, timeout=60, check=False
-            )
-            if done.returncode == 0:
-                listing = done.stdout
-                break
     sections: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
-    for line in listing.splitlines():
+    own = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("PIP_")))
+    for line in _pip_listing(own).splitlines():
         key, _, shown = line.partition("=")
         section, _, option = key.rpartition(".")
         if section in sections:
             with contextlib.suppress(ValueError, SyntaxError):
                 sections[section][option] = str(ast.literal_eval(shown))
     # A machine without any pip still says what it wants in its variables.
-    variables = {
-        name[4:].lower().replace("_", "-"): value
-        for name, value in os.environ.items()
-        if name.startswith("PIP_") and value
-    }
+    variables = {name[4:].lower().replace("_", "-"): value for name, value in own if value}
     return {**sections["global"], **sections["install"], **sections[":env:"], **variables}
+
+
+@functools.cache
+def _pip_listing(_variables: tuple[tuple[str, str], ...]) -> str:
+    """Return pip's own listing, asked for once: pip is slow, and four environments may be built in a row."""
+    for pip in _pip_commands():
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, timeout=60, check=False)
+            if done.returncode == 0:
+                return done.stdout
+    return ""
 
 
 def _pip_commands() -> list[list[str]]:
@@ -329,13 +325,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Build one environment and print the path of its Python on stdout."""
     from tasks.platforms.local.state import Home
 
-    parser = argparse.ArgumentParser(
-        prog="environments", description=__doc__.splitlines()[0] if __doc__ else ""
-    )
+    parser = argparse.ArgumentParser(prog="environments", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("name", help="a folder of environments/")
-    parser.add_argument(
-        "--home", default="", help="state folder; PHIFLOW_HOME, else .phiflow, when not given"
-    )
+    parser.add_argument("--home", default="", help="state folder; PHIFLOW_HOME, else .phiflow, when not given")
     parser.add_argument("--source", type=Path, help="the folder of requirements, when it is another")
     parser.add_argument("--python", help="version or path of the Python to use")
     options = parser.parse_args(arguments)

@@ -156,18 +156,24 @@ class Supervisor:
     def stop_all(self) -> None:
         """End every program and supervisord, also what a killed supervisord left; definitions stay."""
         with self._lock():
-            patience = max((value["stop_seconds"] for value in self._definitions().values()), default=0)
             daemon = self._daemon.recorded()
-            if daemon and self._daemon.answers():
-                with contextlib.suppress(*NoAnswer):
-                    # All at once; its own shutdown ends one program after the other.
-                    self._daemon.call("stopAllProcesses", patience_seconds=patience)
-                    self._daemon.call("shutdown")
-                processes.wait_until_ended([daemon], 10.0)
             if daemon:
-                processes.terminate_tree(daemon, patience + 5.0)
+                self._stop_programs()
+                self._reap(self._names())
+                # It has nothing left to end and nothing to save.
+                processes.terminate_tree(daemon, 0.0)
             self._reap(self._names(), everything=True)
             self._daemon.forget()
+
+    def _stop_programs(self) -> None:
+        """Ask all programs at once to end, and wait for them as long as the slowest may take."""
+        patience = max((value["stop_seconds"] for value in self._definitions().values()), default=0)
+        with contextlib.suppress(*NoAnswer):
+            pids = [info["pid"] for info in self._daemon.call("getAllProcessInfo") if info["pid"]]
+            running = [process for process in map(processes.identify, pids) if process]
+            self._daemon.call("stopAllProcesses", False)
+            # supervisord itself would notice the end of the last one up to a second later.
+            processes.wait_until_ended(running, patience)
 
     # Definitions
 

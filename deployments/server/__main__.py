@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -97,11 +99,20 @@ def serve(arguments: argparse.Namespace) -> int:
 async def _run(front, engine, listener: socket.socket, started: float) -> int:
     import uvicorn
 
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self):
+            # uvicorn would end the process by the signal it caught, before the engine is stopped.
+            yield
+
     config = uvicorn.Config(
         front.build_app(), log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS
     )
-    server = uvicorn.Server(config)
-    watching = asyncio.create_task(_watch(front, engine, server, started))
+    server = Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
+    watching = asyncio.create_task(_watch(front, engine, started))
+    watching.add_done_callback(lambda _: setattr(server, "should_exit", True))
     await server.serve(sockets=[listener])
     watching.cancel()
     result = (await asyncio.gather(watching, return_exceptions=True))[0]
@@ -111,24 +122,25 @@ async def _run(front, engine, listener: socket.socket, started: float) -> int:
     return result if isinstance(result, int) else 0
 
 
-async def _watch(front, engine, server, started: float) -> int:
+async def _watch(front, engine, started: float) -> int:
     """Bring the front up, then watch the engine; return an exit status when it died."""
     # Reads the template's and the tokenizer's code now, so that the first request does not pay for it.
-    await asyncio.to_thread(front.folder.warm_up)
+    try:
+        await asyncio.to_thread(front.folder.warm_up)
+    except Exception as error:
+        raise StartError(f"The tokenizer or chat template of {front.folder.path} cannot be used: {error}") from error
     while engine.exit_code is None and not front.ready:
         if await front.client.is_listening():
             try:
                 await front.probe()
             except EngineError as error:
                 print(f"The model loaded but does not answer: {error}.", file=sys.stderr)
-                server.should_exit = True
                 return 4
             front.ready = True
             front.reason = ""
             logging.info("Ready model=%s seconds=%.1f", front.model_name, time.monotonic() - started)
         elif time.monotonic() - started > LOADING_SECONDS:
             print(f"The model did not load in {LOADING_SECONDS:g} seconds.", file=sys.stderr)
-            server.should_exit = True
             return 4
         else:
             await asyncio.sleep(0.1)
@@ -138,7 +150,6 @@ async def _watch(front, engine, server, started: float) -> int:
     front.ready, front.reason = False, "the model's engine died"
     last = engine.last_lines[-1] if engine.last_lines else "it said nothing"
     print(f"The engine died while {when}, exit status {engine.exit_code}: {last}", file=sys.stderr)
-    server.should_exit = True
     return 4
 
 

@@ -32,9 +32,7 @@ FRESH_SECONDS = 5.0
 class Front:
     """The state of one served model: whether it is ready, and how many requests it works on."""
 
-    def __init__(
-        self, *, folder: ModelFolder, client: EngineClient, model_name: str, max_requests: int
-    ) -> None:
+    def __init__(self, *, folder: ModelFolder, client: EngineClient, model_name: str, max_requests: int) -> None:
         self.folder = folder
         self.client = client
         self.model_name = model_name
@@ -96,9 +94,7 @@ class Front:
     async def model(self, request: Request) -> Response:
         """Describe the one model."""
         if (name := request.path_params["name"]) != self.model_name:
-            raise RequestRefusedError(
-                404, f"the model {name[:200]!r} does not exist here", code="model_not_found"
-            )
+            raise RequestRefusedError(404, f"the model {name[:200]!r} does not exist here", code="model_not_found")
         return JSONResponse(self._describe())
 
     def _describe(self) -> dict:
@@ -114,9 +110,7 @@ class Front:
         if not self.ready:
             return _error(503, f"the model is not ready: {self.reason}", retry_after=2)
         if self.num_requests >= self.max_requests:
-            return _error(
-                429, f"{self.num_requests} requests are being answered; try again soon", retry_after=1
-            )
+            return _error(429, f"{self.num_requests} requests are being answered; try again soon", retry_after=1)
         self.num_requests += 1
         handed_over = False
         try:
@@ -131,9 +125,7 @@ class Front:
             if chat.stream:
                 handed_over = True
                 stream = self._stream(first, pieces)
-                return StreamingResponse(
-                    stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-                )
+                return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
             return await _while_connected(request, self._complete(first, pieces))
         except ClientDisconnect:
             return Response(status_code=499)
@@ -204,9 +196,7 @@ async def _read_body(request: Request) -> bytes:
     async for part in request.stream():
         raw += part
         if len(raw) > MAX_BODY_BYTES:
-            raise RequestRefusedError(
-                413, f"the body is larger than {MAX_BODY_BYTES} bytes; shorten the messages"
-            )
+            raise RequestRefusedError(413, f"the body is larger than {MAX_BODY_BYTES} bytes; shorten the messages")
     return bytes(raw)
 
 

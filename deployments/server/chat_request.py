@@ -172,11 +172,7 @@ def _read_number(body: dict[str, Any], name: str, default: float, *, low: float,
 
 def _read_stop(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value or []
-    if (
-        not isinstance(texts, list)
-        or len(texts) > 4
-        or not all(isinstance(text, str) and text for text in texts)
-    ):
+    if not isinstance(texts, list) or len(texts) > 4 or not all(isinstance(text, str) and text for text in texts):
         raise _refuse("stop", "must be a text or a list of at most 4 texts, none of them empty")
     return tuple(texts)
 

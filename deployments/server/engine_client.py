@@ -99,9 +99,7 @@ class EngineClient:
             ) as response:
                 if response.status_code != 200:
                     detail = (await response.aread()).decode("utf-8", "replace")
-                    raise EngineError(
-                        f"the model's engine answered {response.status_code}: {_one_line(detail)}"
-                    )
+                    raise EngineError(f"the model's engine answered {response.status_code}: {_one_line(detail)}")
                 async for line in response.aiter_lines():
                     if line.startswith("data: ") and line != "data: [DONE]":
                         piece = _read_piece(line[6:])

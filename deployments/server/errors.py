@@ -18,9 +18,7 @@ class EngineTimeoutError(EngineError):
 class RequestRefusedError(Exception):
     """A request that is answered with an OpenAI-style error body."""
 
-    def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
-    ) -> None:
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message

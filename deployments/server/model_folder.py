@@ -146,19 +146,13 @@ class ModelFolder:
 def find_model(path: Path) -> Path:
     """Return the folder that holds the weights: the folder itself, or `model/` in an MLflow model."""
     if not path.exists():
-        raise StartError(
-            f"The model folder {path} does not exist. Give --model-dir a Hugging Face model folder."
-        )
+        raise StartError(f"The model folder {path} does not exist. Give --model-dir a Hugging Face model folder.")
     if not path.is_dir():
-        raise StartError(
-            f"{path} is a file, not a model folder. Give --model-dir a Hugging Face model folder."
-        )
+        raise StartError(f"{path} is a file, not a model folder. Give --model-dir a Hugging Face model folder.")
     if not (path / "config.json").exists() and (path / "MLmodel").exists():
         path = path / "model"
     missing = [
-        name
-        for name in ("config.json", "tokenizer.json", "tokenizer_config.json")
-        if not (path / name).exists()
+        name for name in ("config.json", "tokenizer.json", "tokenizer_config.json") if not (path / name).exists()
     ]
     if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
         missing.append("*.safetensors")

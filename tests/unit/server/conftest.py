@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-MISSING = [
-    name for name in ("torch", "transformers", "starlette", "httpx", "psutil") if find_spec(name) is None
-]
+MISSING = [name for name in ("torch", "transformers", "starlette", "httpx", "psutil") if find_spec(name) is None]
 collect_ignore_glob = ["test_*.py"] if MISSING else []
 sys.path.insert(0, str(Path(__file__).parents[3] / "deployments"))
 

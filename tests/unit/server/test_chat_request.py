@@ -101,14 +101,10 @@ def test_harmless_fields_are_dropped(model_dir):
         "frequency_penalty": 0.0,
         "stream_options": None,
     }
-    assert parse(model_dir, {"model": "demo", "messages": USER, **extra}) == parse(
-        model_dir, {"messages": USER}
-    )
+    assert parse(model_dir, {"model": "demo", "messages": USER, **extra}) == parse(model_dir, {"messages": USER})
 
 
 def test_text_parts_are_joined(model_dir):
     """Content in text parts is the same as the text itself."""
     parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "phiflow?"}]
-    assert parse(model_dir, {"messages": [{"role": "user", "content": parts}]}) == parse(
-        model_dir, {"messages": USER}
-    )
+    assert parse(model_dir, {"messages": [{"role": "user", "content": parts}]}) == parse(model_dir, {"messages": USER})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import threading
 import httpx
 import psutil
 import pytest
-from fronts import RunningFront, environment, wait_until
+from fronts import RunningFront, environment, free_port, wait_until
 from server.engine import reap_recorded, write_record
 
 QUESTION = {"messages": [{"role": "user", "content": "What is phiflow?"}]}
@@ -37,6 +38,13 @@ def is_running(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
+def is_listening(front: RunningFront) -> bool:
+    try:
+        return httpx.get(f"{front.url}/v1/models", trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 @pytest.fixture
 def loading(model_dir, tmp_path):
     """A front whose model is still loading."""
@@ -53,17 +61,31 @@ def test_killed_front_leaves_no_engine(loading):
     wait_until(lambda: not is_running(pid), 5, "the engine to end")
 
 
+def test_stopped_front_stops_its_engine(loading):
+    """SIGTERM ends the engine, then the front, with status 0 and no record left."""
+    pid = loading.engine_pid()
+    wait_until(lambda: is_listening(loading), 20, "the front to answer")
+    loading.process.terminate()
+    assert loading.process.wait(15) == 0
+    assert not is_running(pid)
+    assert not list(loading.state_dir.glob("engine-*"))
+
+
+def test_unusable_template_ends_the_front(model_dir, tmp_path):
+    """A chat template that does not parse: one line that says so, exit status 2, no engine left."""
+    broken = tmp_path / "model"
+    shutil.copytree(model_dir, broken)
+    (broken / "chat_template.jinja").write_text("{% if %}")
+    result = start(broken, "--port", str(free_port()), "--state-dir", str(tmp_path / "state"))
+    assert result.returncode == 2
+    assert "chat template" in result.stderr and "Traceback" not in result.stderr
+    assert not list((tmp_path / "state").glob("engine-*"))
+
+
 def test_loading_model_is_said_to_load_and_its_death_to_be_one(loading):
     """While loading, health and questions get 503 with a reason; an engine that dies ends the front with status 4."""
     pid = loading.engine_pid()
-
-    def answers() -> bool:
-        try:
-            return httpx.get(f"{loading.url}/v1/models", trust_env=False).status_code == 200
-        except httpx.HTTPError:
-            return False
-
-    wait_until(answers, 20, "the front to answer")
+    wait_until(lambda: is_listening(loading), 20, "the front to answer")
     health = httpx.get(f"{loading.url}/health", trust_env=False)
     assert (health.status_code, health.json()["reason"]) == (503, "the model is loading")
     early = httpx.post(f"{loading.url}/v1/chat/completions", json=QUESTION, trust_env=False)
@@ -75,9 +97,7 @@ def test_loading_model_is_said_to_load_and_its_death_to_be_one(loading):
 
 def test_limits_of_a_stuck_engine(model_dir, tmp_path):
     """A stuck engine: 504 for who waits, 429 for who comes on top; dead, the front ends with status 4."""
-    front = RunningFront(
-        model_dir, tmp_path, "--max-concurrent-requests", "1", "--request-timeout-seconds", "2"
-    )
+    front = RunningFront(model_dir, tmp_path, "--max-concurrent-requests", "1", "--request-timeout-seconds", "2")
     try:
         front.wait_ready()
         engine = front.engine_pid()
@@ -85,14 +105,10 @@ def test_limits_of_a_stuck_engine(model_dir, tmp_path):
         statuses: list[int] = []
         url = f"{front.url}/v1/chat/completions"
         waiting = threading.Thread(
-            target=lambda: statuses.append(
-                httpx.post(url, json=QUESTION, timeout=20, trust_env=False).status_code
-            )
+            target=lambda: statuses.append(httpx.post(url, json=QUESTION, timeout=20, trust_env=False).status_code)
         )
         waiting.start()
-        wait_until(
-            lambda: httpx.get(f"{front.url}/health", trust_env=False).json()["requests"], 2, "the request"
-        )
+        wait_until(lambda: httpx.get(f"{front.url}/health", trust_env=False).json()["requests"], 2, "the request")
         busy = httpx.post(url, json=QUESTION, trust_env=False)
         assert busy.status_code == 429 and busy.headers["retry-after"] == "1"
         waiting.join(10)

@@ -63,9 +63,7 @@ def test_answer_ends_before_a_stop_text(front):
 
 def test_temperature_samples(front):
     """A temperature turns sampling on: a hot model does not say the same every time."""
-    answers = {
-        ask(front, temperature=2.0, max_tokens=20, seed=seed).text.split('"content"')[1] for seed in range(4)
-    }
+    answers = {ask(front, temperature=2.0, max_tokens=20, seed=seed).text.split('"content"')[1] for seed in range(4)}
     assert len(answers) > 1
 
 

@@ -17,9 +17,7 @@ def test_control_tokens_in_text_become_text(model_dir, text):
 
     folder, tokenizer = ModelFolder.read(model_dir), AutoTokenizer.from_pretrained(model_dir)
     control = {token.id for token in folder.control_tokens}
-    assert control & set(tokenizer.encode(text, add_special_tokens=False)), (
-        "the text must be dangerous as it is"
-    )
+    assert control & set(tokenizer.encode(text, add_special_tokens=False)), "the text must be dangerous as it is"
     safe = folder.neutralise(text)
     assert not control & set(tokenizer.encode(safe, add_special_tokens=False))
     assert safe.replace(ZERO_WIDTH_SPACE, "") == text
@@ -36,9 +34,7 @@ def test_prompt_is_the_engines_prompt(model_dir):
     from transformers import AutoTokenizer
 
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "What is phiflow?"}]
-    expected = AutoTokenizer.from_pretrained(model_dir).apply_chat_template(
-        messages, add_generation_prompt=True
-    )
+    expected = AutoTokenizer.from_pretrained(model_dir).apply_chat_template(messages, add_generation_prompt=True)
     folder = ModelFolder.read(model_dir)
     assert folder.encode(folder.render(messages)) == list(expected["input_ids"])
 
@@ -56,18 +52,14 @@ def test_mlflow_folder_is_accepted(model_dir, tmp_path):
     assert ModelFolder.read(tmp_path).path == (tmp_path / "model").resolve()
 
 
-@pytest.mark.parametrize(
-    "missing", ["config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja"]
-)
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja"])
 def test_incomplete_folder_is_refused(model_dir, tmp_path, missing):
     """A folder that lacks a part is refused in one line that names it."""
     shutil.copytree(model_dir, tmp_path / "model", ignore=shutil.ignore_patterns(missing))
     with pytest.raises(StartError) as refused:
         ModelFolder.read(tmp_path / "model")
     assert "\n" not in str(refused.value)
-    assert (missing.split(".")[-1] if "safe" in missing else missing.split(".")[0].split("_")[-1]) in str(
-        refused.value
-    )
+    assert (missing.split(".")[-1] if "safe" in missing else missing.split(".")[0].split("_")[-1]) in str(refused.value)
 
 
 def test_broken_file_is_refused(model_dir, tmp_path):

@@ -87,7 +87,7 @@ class World:
         self.servers = {name: self.start_server(name) for name in self.ports}
         self.port = free_port()
         self.write(traffic={"v1-aa": 100, "v2-bb": 0})
-        options = ("--retry-seconds", "3", "--timeout-seconds", "6")
+        options = ("--retry-seconds", "3", "--timeout-seconds", "4")
         self.log = home / "gateway.log"
         self._spawn("-m", "tasks.platforms.local.gateway", "--home", str(home), "--port", str(self.port), *options)
         self.client = stack.enter_context(
@@ -272,7 +272,7 @@ def test_the_upstreams_own_answer_is_passed_on_and_its_failures_counted(world: W
     broken = world.chat({"break": True})
     assert (broken.status_code, broken.json()["error"]["code"]) == (502, "deployment_broke_off")
     assert broken.headers["azureml-model-deployment"] == "v1-aa"
-    late = world.chat({"slow": 7})
+    late = world.chat({"slow": 5})
     assert (late.status_code, late.json()["error"]["code"]) == (504, "deployment_timeout")
     after = world.metrics()["v1-aa"]
     assert after["requests"] - before["requests"] == 4

@@ -15,6 +15,7 @@ from flows.hooks import cancel_what_the_run_started
 from flows.runs import begin_run
 from tasks.chat import publish_connection, serve_chat
 from tasks.config import PipelineConfig, PlatformConfig
+from tasks.config_files import with_absolute_paths
 from tasks.data import prepare_data
 from tasks.evaluation import compare_with_champion, read_champion
 from tasks.infrastructure import (
@@ -47,6 +48,7 @@ from tasks.training import await_training, submit_training, training_spec
 def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]:
     """Fine-tune a model on chat data and serve it, if it is better, without losing a request."""
     begin_run()
+    config = with_absolute_paths(config)
     place = config.platform
     training = ensure_environment(place, config.environment.training)
     compute = ensure_compute(place, config.compute)

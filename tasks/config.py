@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from trainer.config import TrainConfig
 
@@ -19,7 +28,14 @@ OptionalName = Annotated[str, Field(pattern=NAME[:-1] + r"$|^$")]
 class Section(BaseModel):
     """Frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(f"{str(value).lower()} is neither a number nor text")
+        return value
 
 
 class LocalPlatformConfig(Section):
@@ -128,7 +144,9 @@ class ChatConfig(Section):
 
     port: int = Field(0, ge=0, le=65535, description="0: 8080 when free, else another, remembered.")
     system_prompt: str = ""
-    max_tokens: int = Field(256, ge=1, le=32768)
+    max_tokens: int | None = Field(
+        None, ge=1, le=32768, description="Longest answer; empty: the server's own limit."
+    )
     temperature: float = Field(0.0, ge=0, le=2)
     request_timeout_seconds: float = Field(120, gt=0, le=3600)
 

@@ -30,6 +30,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not text", key_node.start_mark)
@@ -54,7 +56,13 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else where
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        if problem.startswith("but "):
+            problem = f"{getattr(error, 'context', '')}, {problem}"
         raise ConfigError(f"{place}: {problem}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: nested too deeply.") from error
+    except ValueError as error:  # a date that does not exist, a number of thousands of digits
+        raise ConfigError(f"{where}: {str(error).partition(';')[0]}.", fix="Quote it if it is text.") from error
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> PipelineConfig:
@@ -79,7 +87,7 @@ def resolve_config(path: str | Path, overrides: list[str] | None = None) -> tupl
             origins[dotted] = "--set"
             given.add(dotted)
     _make_paths_absolute(values, Path.cwd(), given)
-    config = build_config(values, str(path))
+    config = build_config(values, f"{path} with --set" if overrides else str(path))
     for key in _flatten(config.model_dump(mode="json")):
         origins.setdefault(key, "default")
     return config, origins
@@ -93,8 +101,15 @@ def build_config(values: dict[str, Any], where: str) -> PipelineConfig:
         raise ConfigError(f"{where}: {_first_mistake(error)}") from error
 
 
+def with_absolute_paths(config: PipelineConfig) -> PipelineConfig:
+    """Resolve paths against the working directory, as a worker must that was given them relative."""
+    values = config.model_dump(mode="json")
+    _make_paths_absolute(values, Path.cwd(), set(_flatten(values)))
+    return build_config(values, config.name)
+
+
 def _read_file(path: Path) -> dict[str, Any]:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ConfigError(f"Configuration {path} is a folder, not a file.", fix="Name a YAML file in it.")
     try:
         with path.open("rb") as file:
@@ -105,6 +120,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"Configuration {path} does not exist.", fix=hint) from error
     except PermissionError as error:
         raise ConfigError(f"Configuration {path} may not be read by this user.") from error
+    except OSError as error:
+        raise ConfigError(f"Configuration {path} cannot be read: {error.strerror}.") from error
     if len(raw) > MAX_CONFIG_BYTES:
         raise ConfigError(f"Configuration {path} is over {MAX_CONFIG_BYTES} bytes: not a configuration.")
     try:
@@ -114,6 +131,10 @@ def _read_file(path: Path) -> dict[str, Any]:
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"Configuration {path} must be a mapping with at least name and data.")
+    try:
+        _flatten(values)
+    except RecursionError as error:
+        raise ConfigError(f"Configuration {path}: an alias (*) stands inside its own anchor (&).") from error
     return values
 
 
@@ -141,7 +162,7 @@ def _flatten(values: Any, prefix: str = "") -> list[str]:
 
 def looks_like_path(value: str, base: Path) -> bool:
     """Tell a file or folder from a hub id."""
-    return value.startswith((".", "/", "~")) or value.lower().endswith(_FILE_SUFFIXES) or (base / value).exists()
+    return value.startswith((".", "/", "~")) or value.lower().endswith(_FILE_SUFFIXES) or os.path.exists(base / value)
 
 
 def _make_paths_absolute(values: dict[str, Any], base: Path, keys: set[str]) -> None:
@@ -170,23 +191,27 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
 
 
 def _first_mistake(error: ValidationError) -> str:
-    # An unknown key explains a missing one, so it comes first.
-    mistakes = sorted(error.errors(), key=lambda m: m["type"] != "extra_forbidden")
+    # The kind of a place decides which keys it has, and an unknown key explains a missing one.
+    mistakes = sorted(error.errors(), key=lambda m: (m["loc"][-1:] != ("kind",), m["type"] != "extra_forbidden"))
     mistake = mistakes[0]
     location = tuple(part for part in mistake["loc"] if part != "local")
     key = ".".join(str(part) for part in location)
     value = mistake.get("input")
-    message = mistake["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = re.sub(r"^(Value error, |\w+ should (be|have) )", "", mistake["msg"])
     if mistake["type"] == "extra_forbidden":
         known = _keys_at(location[:-1])
         near = difflib.get_close_matches(str(location[-1]), known, 1, 0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}."
-        return f"unknown key '{key}'; {hint}"
+        return f"unknown key {key!r}; {hint}"
     if mistake["type"] == "missing":
         return f"the key '{key}' is missing."
     if mistake["type"] == "value_error":
-        return f"{key + ': ' if key else ''}{message}."
+        told = message if not key or message.startswith(f"{key}.") else f"{key}: {message}"
+        return told if told.endswith((".", "?")) else f"{told}."
+    if mistake["type"] in ("model_type", "dataclass_type"):
+        message = "a section of keys and values"
     if mistake["type"] == "string_pattern_mismatch":
-        message = "lower-case letters, digits and hyphens, starting with a letter, 3 to 32 characters"
+        message = "lower-case letters, digits and hyphens, starting with a letter"
+        message += ", 3 to 32 characters" if "{" in mistake["ctx"]["pattern"] else ""
     shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
     return f"{key}: {shown} is not valid; expected {message}."

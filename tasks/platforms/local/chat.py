@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.platforms.local.files import read_json, write_json, write_secret
+from tasks.platforms.local.files import read_json, write_atomic, write_json, write_secret
 from tasks.platforms.local.services import CHAT_PORT, HOST, Services
 from tasks.platforms.local.state import Home, project_folder
 from tasks.platforms.refs import ChatService, ConnectionRef, EnvironmentRef, Origin
@@ -35,17 +35,21 @@ class Chat:
         settings = {
             "PHIFLOW_ENDPOINT_URL": f"{connection.url}/v1",
             "PHIFLOW_SYSTEM_PROMPT": chat.system_prompt,
-            "PHIFLOW_MAX_TOKENS": str(chat.max_tokens),
             "PHIFLOW_TEMPERATURE": str(chat.temperature),
             "PHIFLOW_REQUEST_TIMEOUT_SECONDS": str(chat.request_timeout_seconds),
             "PHIFLOW_HISTORY": f"sqlite:///{folder / 'history.sqlite'}",
-            "PF_HOME_DIRECTORY": str(self._home.folder("chat", "promptflow")),
+            "PF_HOME_DIRECTORY": str(_promptflow_home(self._home)),
             "PF_TRACING_SKIP_LOCAL_SETUP": "true",
             "PF_DISABLE_TRACING": "true",
             "APPLICATIONINSIGHTS_CONTROLPLANE_DISABLED": "true",
+            "PF_LOGGING_LEVEL": "CRITICAL",
         }
+        if chat.max_tokens:
+            settings["PHIFLOW_MAX_TOKENS"] = str(chat.max_tokens)
         command = [
             *(str(Path(environment.location) / "bin" / "pf"), "flow", "serve", "--source", str(app)),
+            # Prompt flow's own page demands a typed conversation id and loads fonts from elsewhere.
+            *("--static_folder", str(app / "page")),
             *("--host", HOST, "--port", str(port), "--engine", "fastapi", "--skip-open-browser"),
         ]
         changed = self._services.start(name, command, environment=settings, env_file=key_file)
@@ -61,3 +65,12 @@ class Chat:
         if record is None:
             return None
         return ChatService(url=record["url"], endpoint=endpoint, origin=Origin(reused=True, reason="read"))
+
+
+def _promptflow_home(home: Home) -> Path:
+    """Prompt flow's own folder, with the one switch for its telemetry that no variable reaches."""
+    folder = home.folder("chat", "promptflow")
+    settings = folder / "pf.yaml"
+    if not settings.exists():
+        write_atomic(settings, "telemetry:\n  enabled: false\n")
+    return folder

@@ -138,7 +138,7 @@ def require_source(data: DataConfig) -> None:
                     fix="Name a file, or an id such as HuggingFaceH4/ultrachat_200k.",
                 )
             continue
-        if path.is_dir():
+        if os.path.isdir(path):
             raise DataError(f"Data {source} is a folder, not a file.", fix="Name one file in it.")
         try:
             with path.open("rb") as file:
@@ -150,8 +150,9 @@ def require_source(data: DataConfig) -> None:
             raise DataError(
                 f"Data {source} may not be read by this user.", fix="Give this user read permission."
             ) from error
-        except OSError as error:
-            raise DataError(f"Data {source} cannot be read: {error.strerror}.") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"Data {source!r} cannot be read: {reason}.", fix="Check data.source.") from error
 
 
 def hub_commit(name: str, revision: str, kind: str) -> str:

@@ -173,7 +173,7 @@ def _make_paths_absolute(values: dict[str, Any], base: Path, keys: set[str]) -> 
             continue
         if key == "home" or looks_like_path(value, base):
             # normpath, not resolve(): a symbolic link is the user's own name for the place.
-            block[key] = os.path.normpath(base / Path(value).expanduser())  # type: ignore[index]
+            block[key] = os.path.normpath(base / os.path.expanduser(value))  # type: ignore[index]
 
 
 def _keys_at(location: tuple[Any, ...]) -> list[str]:

@@ -100,7 +100,8 @@ class World:
         )
 
     def _spawn(self, *command: str) -> subprocess.Popen[bytes]:
-        with (self.home / "gateway.log").open("ab") as log:
+        name = "gateway.log" if "tasks.platforms.local.gateway" in command else "servers.log"
+        with (self.home / name).open("ab") as log:
             process = subprocess.Popen([sys.executable, *command], cwd=self._root, stdout=log, stderr=log)
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)

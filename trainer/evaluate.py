@@ -9,8 +9,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +23,19 @@ from trainer.files import digest_folder, write_atomic
 from trainer.model import (
     choose_hardware,
     ensure_pad_token,
+    fitting_length,
     load_model,
     load_tokenizer,
     quiet_libraries,
+    read_model_config,
     resolve_base_model,
     stop_at,
 )
 
 if TYPE_CHECKING:
     from trainer.chat_template import EncodedChat
+
+_CACHED_TOKENS = 8192  # of one generation batch; 3 GB for Phi-3.5-mini in bf16
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +142,9 @@ def _answers(model: Any, tokenizer: Any, chats: Sequence[EncodedChat], config: T
         pad_token_id=tokenizer.pad_token_id,
         use_cache=True,
     )
-    answers = []
-    batch_size = max(8, config.per_device_eval_batch_size)
-    for begin in range(0, len(chats), batch_size):
-        prompts = [chat.prompt_ids for chat in chats[begin : begin + batch_size]]
+    answers: list[str] = [""] * len(chats)
+    for batch in _generation_batches([len(chat.prompt_ids) for chat in chats], config.max_new_tokens_eval):
+        prompts = [chats[i].prompt_ids for i in batch]
         width = max(map(len, prompts))
         ids = [[tokenizer.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -151,8 +154,21 @@ def _answers(model: Any, tokenizer: Any, chats: Sequence[EncodedChat], config: T
                 attention_mask=torch.tensor(mask, device=model.device),
                 generation_config=settings,
             )
-        answers += tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-    return [answer.strip() for answer in answers]
+        for index, tokens in zip(batch, output[:, width:], strict=True):
+            answers[index] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    return answers
+
+
+def _generation_batches(prompt_lengths: list[int], num_new: int) -> Iterator[list[int]]:
+    """Group prompts of like length, as many as the key-value cache of a batch has room for."""
+    batch: list[int] = []
+    for index in sorted(range(len(prompt_lengths)), key=prompt_lengths.__getitem__):
+        if batch and (len(batch) + 1) * (prompt_lengths[index] + num_new) > _CACHED_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -178,6 +194,7 @@ def _evaluate_folder(options: argparse.Namespace, config: TrainConfig) -> dict[s
     quiet_libraries(folder)
 
     tokenizer = load_tokenizer(folder)
+    config = replace(config, max_length=fitting_length(read_model_config(folder, None), config.max_length))
     encoded, stop_token_ids = encode_chats(chats, tokenizer, config.max_length, options.eval_file.name)
     hardware = choose_hardware(config)
     model = load_model(folder, None, hardware)

@@ -16,6 +16,8 @@ from trainer.errors import TrainerError
 
 log = logging.getLogger(__name__)
 
+_SMALL = 20_000_000  # parameters; on two busy cores, two threads took five times as long as one for 2 million
+
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
@@ -61,6 +63,7 @@ def quiet_libraries(base_model: str) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["DISABLE_MLFLOW_INTEGRATION"] = "TRUE"  # logs more parameters than Azure ML accepts
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads give their core to the other processes
     if os.path.isdir(base_model):
         os.environ["HF_HUB_OFFLINE"] = "1"  # saving would ask the hub about the local folder, for 45 s
 
@@ -156,16 +159,26 @@ def load_model(base_model: str, revision: str | None, hardware: Hardware) -> Any
         dtype=torch.float32,
         attn_implementation=hardware.attention,
     )
+    if hardware.device == "cpu" and "OMP_NUM_THREADS" not in os.environ and model.num_parameters() < _SMALL:
+        torch.set_num_threads(1)
+        log.info("Chose threads=1 (under %d million parameters, threads wait more than they work)", _SMALL // 10**6)
     return model.to(hardware.device)
 
 
-def stored_dtype(base_model: str, revision: str | None) -> Any:
-    """The precision of the base model's own files, which the result keeps."""
-    import torch
+def read_model_config(base_model: str, revision: str | None) -> Any:
+    """Read the base model's configuration, without its weights."""
     from transformers import AutoConfig
 
-    dtype = getattr(_loaded(AutoConfig, base_model, revision=revision), "dtype", None)
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+    return _loaded(AutoConfig, base_model, revision=revision)
+
+
+def fitting_length(model_config: Any, max_length: int) -> int:
+    """The longest conversation to learn from: what is configured, at most the model's context."""
+    context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    if not context or context >= max_length:
+        return max_length
+    log.info("Chose max_length=%d (the model's context; train.max_length is %d)", context, max_length)
+    return context
 
 
 def _loaded(loader: Any, base_model: str, **arguments: Any) -> Any:

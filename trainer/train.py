@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from trainer.model import (
     Hardware,
     choose_hardware,
     ensure_pad_token,
+    fitting_length,
     load_model,
     load_tokenizer,
     lora_config,
     merge_lora,
+    read_model_config,
     require_reachable,
     stop_at,
-    stored_dtype,
 )
 from trainer.package import installed_versions, package_model
 from trainer.tracking import Tracker
@@ -68,6 +69,7 @@ class _Run:
     hardware: Hardware
     tokenizer: Any
     model: Any
+    stored_dtype: Any
     train_chats: list[EncodedChat]
     eval_chats: list[EncodedChat]
     stop_token_ids: set[int]
@@ -126,19 +128,38 @@ def _load(job: TrainJob, events: EventLog, tracker: Tracker, interruption: Inter
         log.info("Chose %s", reason)
     require_reachable(job.base_model, job.revision)
     tokenizer = load_tokenizer(job.base_model, job.revision)
-    max_length = job.config.max_length
+    model_config = read_model_config(job.base_model, job.revision)
+    max_length = fitting_length(model_config, job.config.max_length)
     train_chats, stop_token_ids = encode_chats(chats, tokenizer, max_length, job.train_file.name)
     eval_chats, _ = encode_chats(held_out, tokenizer, max_length, job.eval_file.name)
     claim_checkpoints(job.checkpoint_dir, job.fingerprint())
+    job = replace(job, config=replace(job.config, max_length=max_length))
     model = load_model(job.base_model, job.revision, hardware)
     ensure_pad_token(tokenizer, model, stop_token_ids)
     stop_at(model, tokenizer, stop_token_ids)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("Loaded base_model=%s num_parameters=%d", job.base_model, num_parameters)
     return _Run(
-        job=job, events=events, tracker=tracker, interruption=interruption, hardware=hardware, tokenizer=tokenizer,
-        model=model, train_chats=train_chats, eval_chats=eval_chats, stop_token_ids=stop_token_ids,
-    )  # fmt: skip
+        job=job,
+        events=events,
+        tracker=tracker,
+        interruption=interruption,
+        hardware=hardware,
+        tokenizer=tokenizer,
+        model=model,
+        stored_dtype=_stored_dtype(model_config),
+        train_chats=train_chats,
+        eval_chats=eval_chats,
+        stop_token_ids=stop_token_ids,
+    )
+
+
+def _stored_dtype(model_config: Any) -> Any:
+    """The precision of the base model's own files, which the result keeps."""
+    import torch
+
+    dtype = getattr(model_config, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def _base_evaluation(run: _Run) -> Evaluation:
@@ -246,8 +267,7 @@ def _finished_model(run: _Run, trainer: Any) -> Any:
     model = trainer.accelerator.unwrap_model(trainer.model)
     if run.job.config.method != "full":
         model = merge_lora(model, run.train_chats[0].input_ids)
-    dtype = stored_dtype(run.job.base_model, run.job.revision)
-    model = model.to(dtype)
+    model = model.to(run.stored_dtype)
     if run.hardware.device == "cpu":
         model = model.to(torch.float32)  # rounded as stored, and fast to evaluate here
     model.config.use_cache = True

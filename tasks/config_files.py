@@ -83,6 +83,7 @@ def resolve_config(path: str | Path, overrides: list[str] | None = None) -> tupl
     for override in overrides or []:
         key, value = _parse_override(override)
         _place(values, key, value)
+        origins = {known: origin for known, origin in origins.items() if not known.startswith(f"{key}.")}
         for dotted in _flatten({key: value}) if isinstance(value, dict) else [key]:
             origins[dotted] = "--set"
             given.add(dotted)
@@ -115,8 +116,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             raw = file.read(MAX_CONFIG_BYTES + 1)
     except FileNotFoundError as error:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1, 0.5)
-        hint = f"Did you mean {path.parent / near[0]}?" if near else "Write one with: phiflow init DATA_FILE"
+        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")], 1, 0.5)
+        hint = f"Did you mean {path.parent / near[0]}.yaml?" if near else "Write one with: phiflow init DATA_FILE"
         raise ConfigError(f"Configuration {path} does not exist.", fix=hint) from error
     except PermissionError as error:
         raise ConfigError(f"Configuration {path} may not be read by this user.") from error

@@ -86,14 +86,18 @@ def read_steps(run_id: str) -> list[dict[str, Any]]:
         runs = client.read_task_runs(flow_run_filter=only_this)
     steps = []
     for run in sorted(runs, key=lambda run: (run.start_time is None, run.start_time or run.expected_start_time)):
-        origin = origins.get(str(run.id), Origin(reused=False, reason=""))
+        origin = origins.get(
+            str(run.id), Origin(reused=False, reason="it looks at what is there now, so it always runs")
+        )
         steps.append(
             {
                 "name": run.name if run.name.startswith("ensure_environment") else run.name.rpartition("-")[0],
                 "state": run.state_name,
                 "seconds": round(run.total_run_time.total_seconds(), 2),
                 "reused": origin.reused,
-                "reason": origin.reason or (run.state.message if run.state else "") or "",
+                "reason": origin.reason
+                if run.state and run.state.is_completed()
+                else (run.state and run.state.message),
             }
         )
     return steps

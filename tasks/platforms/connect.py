@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from tasks.platforms.port import Platform
@@ -15,10 +16,18 @@ if TYPE_CHECKING:
 
 def connect(config: PlatformConfig) -> Platform:
     """Open the platform that the configuration names; imports only what that one needs."""
-    from tasks.platforms.local.platform import LocalPlatform
+    from tasks.platforms.local.local_platform import LocalPlatform
     from tasks.platforms.local.state import Home
 
+    _keep_loopback_off_proxies()
     return LocalPlatform(Home.open(config.home))
+
+
+def _keep_loopback_off_proxies() -> None:
+    """A proxy for the outside cannot reach this machine's own services."""
+    for name in ("NO_PROXY", "no_proxy"):
+        kept = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join(dict.fromkeys([*kept, "127.0.0.1", "localhost"]))
 
 
 def local_services(home: str = "") -> Services:
@@ -26,12 +35,13 @@ def local_services(home: str = "") -> Services:
     from tasks.platforms.local.services import Services
     from tasks.platforms.local.state import Home
 
+    _keep_loopback_off_proxies()
     return Services(Home.open(home))
 
 
 def stop_local_jobs(home: str = "") -> tuple[str, ...]:
     """Stop the jobs that run on this machine, each with a checkpoint; returns their names."""
-    from tasks.platforms.local.platform import LocalPlatform
+    from tasks.platforms.local.local_platform import LocalPlatform
     from tasks.platforms.local.state import Home
 
     return LocalPlatform(Home.open(home)).stop_jobs()

@@ -6,11 +6,8 @@ By hand: python -m tasks.platforms.local.environments NAME [--home H] [--source 
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
-import functools
 import hashlib
-import os
 import platform
 import re
 import shutil
@@ -23,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.platforms.errors import ConfigError, EnvironmentBuildError, PhiflowError, QuotaError
-from tasks.platforms.local import files, processes
+from tasks.platforms.local import files, processes, uv
 
 SOURCES = Path(__file__).resolve().parents[3] / "environments"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -149,8 +146,8 @@ def _end_earlier_builder(path: Path) -> None:
 
 def _build(environment: Environment, source: Path, python: str, log: Log) -> None:
     path = environment.path
-    uv = _find_uv()
-    variables = _uv_variables()
+    program = _find_uv()
+    variables = uv.variables()
     log_file = path.parents[1] / "logs" / f"environment-{environment.name}.log"
     install = ["pip", "install", "--python", str(environment.python)]
     for requirements in _requirement_files(source):
@@ -161,7 +158,7 @@ def _build(environment: Environment, source: Path, python: str, log: Log) -> Non
         _remove(path)
         files.write_atomic(log_file, "", files.SECRET_MODE)
         for arguments in (["venv", "--python", python, str(path)], install):
-            returncode = _run_uv([uv, *arguments], variables, environment, log_file, log)
+            returncode = _run_uv([program, *arguments], variables, environment, log_file, log)
             if returncode:
                 raise _build_error(environment.name, returncode, log_file)
         installed = sorted(_installed(path))
@@ -247,78 +244,6 @@ def _find_uv() -> str:
             fix="Install it into this environment, or put it on PATH.",
         )
     return found
-
-
-def _uv_variables() -> dict[str, str]:
-    """Return the environment for uv: this one, with what pip is configured to and uv does not read.
-
-    Variables, not arguments: an index address may hold a password. What is set for uv itself wins.
-    """
-    inherited = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")}
-    return {"UV_INDEX_STRATEGY": "unsafe-best-match", **uv_settings(pip_settings()), **inherited}
-
-
-def pip_settings() -> dict[str, str]:
-    """Return what `pip config list` reports, by option name; files first, then the environment over them."""
-    sections: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
-    own = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("PIP_")))
-    for line in _pip_listing(own).splitlines():
-        key, _, shown = line.partition("=")
-        section, _, option = key.rpartition(".")
-        if section in sections:
-            with contextlib.suppress(ValueError, SyntaxError):
-                sections[section][option] = str(ast.literal_eval(shown))
-    # A machine without any pip still says what it wants in its variables.
-    variables = {name[4:].lower().replace("_", "-"): value for name, value in own if value}
-    return {**sections["global"], **sections["install"], **sections[":env:"], **variables}
-
-
-@functools.cache
-def _pip_listing(_variables: tuple[tuple[str, str], ...]) -> str:
-    """Return pip's own listing, asked for once: pip is slow, and four environments may be built in a row."""
-    for pip in _pip_commands():
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            done = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, timeout=60, check=False)
-            if done.returncode == 0:
-                return done.stdout
-    return ""
-
-
-def _pip_commands() -> list[list[str]]:
-    pips = [[sys.executable, "-m", "pip"]]
-    pips += [[found] for found in (shutil.which("pip"), shutil.which("pip3")) if found]
-    return [*pips, ["python3", "-m", "pip"]]
-
-
-def uv_settings(pip: Mapping[str, str]) -> dict[str, str]:
-    """Translate pip's options into uv's variables; options that uv has no counterpart for are left out."""
-    uv = {}
-    words = {option: value.split() for option, value in pip.items()}
-    if words.get("index-url"):
-        uv["UV_INDEX_URL"] = words["index-url"][0]
-    if words.get("extra-index-url"):
-        uv["UV_EXTRA_INDEX_URL"] = " ".join(words["extra-index-url"])
-    if words.get("find-links"):
-        uv["UV_FIND_LINKS"] = ",".join(words["find-links"])
-    if words.get("trusted-host"):
-        uv["UV_INSECURE_HOST"] = " ".join(words["trusted-host"])
-    if pip.get("cert"):
-        uv["SSL_CERT_FILE"] = pip["cert"]
-    if pip.get("client-cert"):
-        uv["SSL_CLIENT_CERT"] = pip["client-cert"]
-    if pip.get("proxy"):
-        uv["ALL_PROXY"] = pip["proxy"]
-    if pip.get("default-timeout") or pip.get("timeout"):
-        uv["UV_HTTP_TIMEOUT"] = str(int(float(pip.get("timeout") or pip["default-timeout"])))
-    if _is_on(pip.get("pre", "")):
-        uv["UV_PRERELEASE"] = "allow"
-    if _is_on(pip.get("no-index", "")):
-        uv["UV_NO_INDEX"] = "true"
-    return uv
-
-
-def _is_on(value: str) -> bool:
-    return value.strip().lower() in ("1", "y", "yes", "t", "true", "on")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -169,7 +169,7 @@ class Jobs:
         command = [python, "-u", "-m", *self._arguments(spec, folder)]
         slots = [str(self._home.folder("compute")), str(spec.compute.max_instances)]
         environment |= {"PYTHONPATH": str(code), "PHIFLOW_JOB_NAME": name}
-        _spawn([sys.executable, job_runner.__file__, str(folder), *slots, "--", *command], folder, environment)
+        _spawn([sys.executable, "-I", job_runner.__file__, str(folder), *slots, "--", *command], folder, environment)
         return _with_reason(_ref(read_json(folder / "job.json")), reason, reused=False)
 
     def _arguments(self, spec: JobSpec, folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ Each is a supervised program on loopback; its usual port when that is free, else
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -50,7 +51,11 @@ class Services:
             name=name,
             command=tuple(command),
             cwd=self._home.folder("services", name),
-            environment={"PHIFLOW_HOME": str(self._home.root), **(environment or {})},
+            environment={
+                "PHIFLOW_HOME": str(self._home.root),
+                "NO_PROXY": os.environ.get("NO_PROXY", ""),
+                **(environment or {}),
+            },
             env_file=env_file,
             log_file=self.log_file(name),
             stop_seconds=stop_seconds,

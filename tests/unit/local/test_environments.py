@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tasks.platforms.errors import ConfigError, EnvironmentBuildError, QuotaError
-from tasks.platforms.local import environments, files, processes
+from tasks.platforms.local import environments, files, processes, uv
 from tasks.platforms.local.environments import Environment, ensure_environment
 
 Wait = Callable[..., Any]
@@ -212,7 +212,7 @@ def test_pips_settings_become_uvs() -> None:
         "no-index": "0",
         "disable-pip-version-check": "1",
     }
-    assert environments.uv_settings(pip) == {
+    assert uv.uv_settings(pip) == {
         "UV_INDEX_URL": "https://a/simple",
         "UV_EXTRA_INDEX_URL": "https://b/simple https://c/simple",
         "UV_FIND_LINKS": "/wheels,https://d/wheels",
@@ -232,12 +232,12 @@ def test_pips_file_is_read_and_its_environment_wins(tmp_path: Path, monkeypatch:
     config = tmp_path / "pip.conf"
     config.write_text("[global]\nfind-links = /from-file\n    /and-more\nretries = 7\n[install]\nretries = 8\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
-    environments._pip_listing.cache_clear()
-    settings = environments.pip_settings()
+    uv._pip_listing.cache_clear()
+    settings = uv.pip_settings()
     assert settings["find-links"].split() == ["/from-file", "/and-more"]
     assert settings["retries"] == "8"
     monkeypatch.setenv("PIP_FIND_LINKS", "/from-variable")
-    assert environments.pip_settings()["find-links"] == "/from-variable"
+    assert uv.pip_settings()["find-links"] == "/from-variable"
 
 
 def test_the_marker_lists_what_is_installed(source: Path, home: Path) -> None:

@@ -31,6 +31,7 @@ from tasks.platforms.refs import (
     EnvironmentRef,
     JobRef,
     JobSpec,
+    JobState,
     JobStatus,
     ModelVersion,
     Origin,
@@ -88,7 +89,7 @@ class LocalPlatform:
 
     def read_job(self, job: JobRef) -> JobStatus:
         status = self._jobs.read(job)
-        if status.state.ended:
+        if status.state.ended and status.state != JobState.COMPLETED:  # a completed job closed its run itself
             self._models.end_tracking(self._jobs.mlflow_run(job), status.state)
         return status
 

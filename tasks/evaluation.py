@@ -111,13 +111,15 @@ def decide(
         problems.append(f"the test set has {len(candidate)} examples, gate.min_examples asks for {gate.min_examples}")
     if not all(map(math.isfinite, candidate)):
         problems.append("the candidate's loss is not a number")
-    elif low <= gate.min_improvement:
+    elif not low > gate.min_improvement:
         problems.append(
             f"loss {result.candidate.loss:.4f} is not better than the base's {result.base.loss:.4f} by more than "
             f"{gate.min_improvement:g} (improvement at least {low:.4f}, 95 % interval)"
         )
     # Refused when it is surely worse than the tolerance allows: noise alone must not block every night.
-    if worse_low is not None and not worse_low <= gate.champion_tolerance:
+    if worse_low is not None and math.isnan(worse_low):
+        problems.append(f"the losses of version {serving.version if serving else '?'} cannot be compared: not numbers")
+    elif worse_low is not None and worse_low > gate.champion_tolerance:
         problems.append(
             f"worse than version {serving.version if serving else '?'} now serving by at least {worse_low:.4f}, "
             f"gate.champion_tolerance is {gate.champion_tolerance:g}"
@@ -151,7 +153,9 @@ def _praise(result: TrainingResult, champion: list[float] | None, serving: Model
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
-    """The ends of the 95 % confidence interval of the mean."""
+    """The ends of the 95 % confidence interval of the mean; not numbers when a difference is none."""
+    if not all(map(math.isfinite, differences)):
+        return math.nan, math.nan
     mean = statistics.fmean(differences)
     if len(differences) < 2:
         return -math.inf, math.inf

@@ -5,7 +5,7 @@ UV := $(BIN)/python -I tasks/platforms/local/uv.py
 ENVIRONMENT := $(BIN)/python -m tasks.platforms.local.environments
 # Keep in step with environments/orchestrator/requirements.txt.
 UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' environments/orchestrator/requirements.txt)
-NO_CUDA := $(foreach package,torch triton nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime \
+NO_CUDA := $(foreach package,torch triton nvidia-cublas nvidia-cuda-cccl nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime \
 	nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 \
 	nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx cuda-bindings cuda-pathfinder cuda-toolkit,\
 	--no-emit-package $(package))
@@ -18,10 +18,10 @@ help: ## Show this list
 setup: .venv/.complete ## Make .venv with the locked orchestrator environment
 
 .venv/.complete: environments/orchestrator/requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("phiflow needs Python 3.11 or later; set PYTHON=python3.12, say" * (sys.version_info < (3, 11)))'
+	@$(PYTHON) -c 'import sys; sys.exit("phiflow needs Python 3.11 or later: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@$(UV) pip sync --quiet --python $(BIN)/python environments/orchestrator/requirements.txt
+	@$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python environments/orchestrator/requirements.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 

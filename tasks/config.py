@@ -144,9 +144,7 @@ class ChatConfig(Section):
 
     port: int = Field(0, ge=0, le=65535, description="0: 8080 when free, else another, remembered.")
     system_prompt: str = ""
-    max_tokens: int | None = Field(
-        None, ge=1, le=32768, description="Longest answer; empty: the server's own limit."
-    )
+    max_tokens: int | None = Field(None, ge=1, le=32768, description="Longest answer; empty: the server's own limit.")
     temperature: float = Field(0.0, ge=0, le=2)
     request_timeout_seconds: float = Field(120, gt=0, le=3600)
 

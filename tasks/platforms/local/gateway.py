@@ -141,9 +141,7 @@ class Gateway:
         return _error(error.status, error.code, error.message)
 
     async def _no_route(self, request: Request, error: HTTPException) -> Response:
-        return _error(
-            error.status_code, "no_route", f"{request.method} {request.scope['path']}: {error.detail}"
-        )
+        return _error(error.status_code, "no_route", f"{request.method} {request.scope['path']}: {error.detail}")
 
     # Finding out what is asked for
 
@@ -172,9 +170,7 @@ class Gateway:
         if name is None:
             weights = {name: percent for name, percent in endpoint.traffic.items() if percent}
             if not weights:
-                raise _Refused(
-                    503, "no_traffic", f"No deployment of endpoint '{endpoint.name}' takes traffic."
-                )
+                raise _Refused(503, "no_traffic", f"No deployment of endpoint '{endpoint.name}' takes traffic.")
             (name,) = random.choices(list(weights), list(weights.values()))
         if name not in endpoint.deployments:
             known = ", ".join(endpoint.deployments) or "none"
@@ -351,9 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, required=True, help="state folder")
     parser.add_argument("--port", type=int, required=True, help="loopback port to listen on")
     parser.add_argument("--timeout-seconds", type=float, default=180.0, help="the most a request may take")
-    parser.add_argument(
-        "--retry-seconds", type=float, default=15.0, help="patience with a starting deployment"
-    )
+    parser.add_argument("--retry-seconds", type=float, default=15.0, help="patience with a starting deployment")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -365,9 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: The gateway cannot listen on port {options.port}: {error.strerror}.", file=sys.stderr)
         return 2
-    gateway = Gateway(
-        options.home, timeout_seconds=options.timeout_seconds, retry_seconds=options.retry_seconds
-    )
+    gateway = Gateway(options.home, timeout_seconds=options.timeout_seconds, retry_seconds=options.retry_seconds)
     # Clients keep connections; closing an idle one too early would meet their next request.
     config = uvicorn.Config(
         gateway.app(),

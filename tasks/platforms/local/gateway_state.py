@@ -123,9 +123,7 @@ class _Counted:
     requests: int = 0
     errors: int = 0
     classes: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
-    recent: deque[tuple[float, float, bool]] = field(
-        default_factory=lambda: deque(maxlen=_REMEMBERED_REQUESTS)
-    )
+    recent: deque[tuple[float, float, bool]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_REQUESTS))
 
 
 class Counters:

@@ -32,6 +32,7 @@ from tasks.step import origins
 
 FLOW_NAME = "fine-tune-and-deploy"
 _HOST, _PROCESS = "phiflow.host", "phiflow.process"
+_ALWAYS_RUNS = Origin(reused=False, reason="it looks at what is there now, so it always runs")
 _log = logging.getLogger(__name__)
 
 
@@ -86,18 +87,15 @@ def read_steps(run_id: str) -> list[dict[str, Any]]:
         runs = client.read_task_runs(flow_run_filter=only_this)
     steps = []
     for run in sorted(runs, key=lambda run: (run.start_time is None, run.start_time or run.expected_start_time)):
-        origin = origins.get(
-            str(run.id), Origin(reused=False, reason="it looks at what is there now, so it always runs")
-        )
+        origin = origins.get(str(run.id), _ALWAYS_RUNS)
+        completed = run.state is not None and run.state.is_completed()
         steps.append(
             {
                 "name": run.name if run.name.startswith("ensure_environment") else run.name.rpartition("-")[0],
                 "state": run.state_name,
                 "seconds": round(run.total_run_time.total_seconds(), 2),
                 "reused": origin.reused,
-                "reason": origin.reason
-                if run.state and run.state.is_completed()
-                else (run.state and run.state.message),
+                "reason": origin.reason if completed else run.state and run.state.message,
             }
         )
     return steps

@@ -16,7 +16,7 @@ from prefect.runtime import flow_run
 
 from tasks.config import PlatformConfig, RolloutConfig, ServingConfig
 from tasks.platforms.connect import connect
-from tasks.platforms.errors import PhiflowError, RolloutError
+from tasks.platforms.errors import GateRefusedError, PhiflowError, RolloutError
 from tasks.platforms.port import Platform
 from tasks.platforms.refs import (
     DeploymentRef,
@@ -36,6 +36,8 @@ POLL_SECONDS = 0.3
 PROBE_INTERVAL_SECONDS = 0.5
 MIN_METRIC_REQUESTS = 20
 _COMPARED_CHARACTERS = 40
+# Asked when the evaluation kept no samples: any answer will do.
+_ANY_QUESTION = {"question": "Hello", "answer": None}
 
 
 @step()
@@ -98,9 +100,18 @@ def deploy(
 
     Raises:
         RolloutError: it did not become ready; the reason is its server's.
+        GateRefusedError: the endpoint is frozen, and this is not the deployment that serves.
     """
     platform = connect(place)
     deployment = platform.deploy(before.name, model, serving, environment)
+    if before.frozen and deployment.name != before.traffic.main:
+        if not deployment.origin.reused:
+            platform.delete_deployment(before.name, deployment.name)
+        raise GateRefusedError(
+            f"Version {model.version} with another serving configuration was not deployed: "
+            f"endpoint {before.name} is frozen: {before.frozen}.",
+            fix="Thaw it with: phiflow freeze --off",
+        )
     if deployment.name != before.traffic.main:
         record = RolloutRecord(
             run_id=str(flow_run.id), candidate=deployment.name, traffic_before=before.traffic.percents
@@ -135,7 +146,7 @@ def probe_deployment(
         RolloutError: an answer failed, was empty, or too many differ.
     """
     platform = connect(place)
-    samples = platform.read_job_result(result.job)["samples"][: limits.num_probes]
+    samples = platform.read_job_result(result.job)["samples"][: limits.num_probes] or [_ANY_QUESTION]
     same = 0
     for sample in samples:
         try:
@@ -149,7 +160,7 @@ def probe_deployment(
             raise RolloutError(f"Deployment {deployment.name} failed a probe: {error.message}") from error
         if not answer.text.strip():
             raise RolloutError(f"Deployment {deployment.name} gave an empty answer to {sample['question']!r}.")
-        same += _agree(answer.text, sample["answer"])
+        same += sample["answer"] is None or _agree(answer.text, sample["answer"])
     if same < limits.min_probe_match * len(samples):
         raise RolloutError(
             f"Deployment {deployment.name} gave the evaluated answer to {same} of {len(samples)} probes, "

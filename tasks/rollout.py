@@ -152,7 +152,7 @@ def probe_deployment(
         try:
             answer = platform.invoke(
                 deployment.endpoint,
-                [{"role": "user", "content": sample["question"]}],
+                sample["messages"],
                 deployment=deployment.name,
                 timeout_seconds=limits.max_latency_seconds,
             )
@@ -201,29 +201,36 @@ def shift_traffic(
             origin=Origin(reused=True, reason=reason),
         )
     split = before.traffic
-    questions = [sample["question"] for sample in platform.read_job_result(result.job)["samples"]]
+    prompts = [sample["messages"] for sample in platform.read_job_result(result.job)["samples"]]
     for percent in limits.steps if old and old != deployment.name else (100,):
         percents = {deployment.name: percent} | ({old: 100 - percent} if percent < 100 else {})
         split = platform.set_traffic(before.name, percents, f"rollout of {deployment.name}")
         log().info("Shifted traffic endpoint=%s %s", before.name, percents)
         if old and old != deployment.name:
-            watch(platform, before.name, deployment.name, old, limits, questions)
+            watch(platform, before.name, deployment.name, old, limits, prompts)
     platform.record_rollout(before.name, None)
     return split
 
 
-def watch(platform: Platform, endpoint: str, new: str, old: str, limits: RolloutConfig, questions: list[str]) -> None:
+def watch(
+    platform: Platform,
+    endpoint: str,
+    new: str,
+    old: str,
+    limits: RolloutConfig,
+    prompts: list[list[dict[str, str]]],
+) -> None:
     """Probe both deployments side by side for `hold_seconds`, and read the platform's own counters."""
     deadline = time.monotonic() + limits.hold_seconds
     seconds: dict[str, list[float]] = {new: [], old: []}
     errors = 0
     number = 0
     while number == 0 or time.monotonic() < deadline:
-        message = [{"role": "user", "content": questions[number % len(questions)] if questions else "Hello"}]
+        prompt = prompts[number % len(prompts)] if prompts else [{"role": "user", "content": "Hello"}]
         for name in (new, old):
             started = time.monotonic()
             try:
-                platform.invoke(endpoint, message, deployment=name, timeout_seconds=limits.max_latency_seconds)
+                platform.invoke(endpoint, prompt, deployment=name, timeout_seconds=limits.max_latency_seconds)
                 seconds[name].append(time.monotonic() - started)
             except PhiflowError as error:
                 errors += name == new

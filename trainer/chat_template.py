@@ -28,15 +28,20 @@ class EncodedChat:
         input_ids: the conversation, cut at the maximum length.
         labels: the same length; -100 where nothing is learned.
         prompt_ids: what generation is given for the last answer, not cut.
-        question: the last message before the last answer.
+        prompt: the messages before the last answer.
         expected: the last answer.
     """
 
     input_ids: list[int]
     labels: list[int]
     prompt_ids: list[int]
-    question: str
+    prompt: tuple[Message, ...]
     expected: str
+
+    @property
+    def question(self) -> str:
+        """The last message before the last answer."""
+        return self.prompt[-1]["content"] if self.prompt else ""
 
     @property
     def num_learned_tokens(self) -> int:
@@ -103,7 +108,7 @@ class ChatEncoder:
             input_ids=ids[:max_length],
             labels=labels[:max_length],
             prompt_ids=prompt_ids,
-            question=messages[last - 1]["content"] if last else "",
+            prompt=tuple(messages[:last]),
             expected=messages[last]["content"],
         )
 

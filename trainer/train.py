@@ -275,11 +275,11 @@ def _finished_model(run: _Run, trainer: Any) -> Any:
     return model
 
 
-def _samples(run: _Run, base: Evaluation, candidate: Evaluation) -> list[dict[str, str]]:
+def _samples(run: _Run, base: Evaluation, candidate: Evaluation) -> list[dict[str, Any]]:
     samples = []
     for index in sorted(candidate.answers)[: run.job.config.num_samples]:
         chat = run.eval_chats[index]
-        sample = {"question": chat.question, "expected": chat.expected}
+        sample = {"messages": list(chat.prompt), "question": chat.question, "expected": chat.expected}
         sample |= {"base": base.answers.get(index, ""), "answer": candidate.answers[index]}
         run.events.emit("sample", **sample)
         log.info("Asked %r answer=%r", chat.question[:80], candidate.answers[index][:120])

@@ -15,8 +15,8 @@ from typing import Any
 
 from .errors import RequestRefusedError, StartError
 
-# Put inside a control token that a person typed, so that it stays text: <|end|> becomes <ZWSP|end|>.
-ZERO_WIDTH_SPACE = "\u200b"
+# Put inside a control token that a person typed, so that it stays text: <|end|> becomes < |end|>, as in training.
+BREAK = " "
 # Above this, a tokenizer's model_max_length means "not set".
 NO_LIMIT_TOKENS = 10**9
 # What a checkpoint's generation_config.json carries beside generation parameters.
@@ -102,7 +102,7 @@ class ModelFolder:
             RequestRefusedError: the text still yields a control token.
         """
         while self._control_pattern.search(text):
-            text = self._control_pattern.sub(lambda m: m[0][0] + ZERO_WIDTH_SPACE + m[0][1:], text)
+            text = self._control_pattern.sub(lambda m: m[0][0] + BREAK + m[0][1:], text)
         control_ids = {token.id for token in self.control_tokens} - {self.unknown_token_id}
         if found := control_ids.intersection(self.encode(text)):
             names = ", ".join(repr(token.text) for token in self.control_tokens if token.id in found)

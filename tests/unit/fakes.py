@@ -36,7 +36,14 @@ from tasks.platforms.refs import (
 MADE = Origin(reused=False, reason="made in a test")
 ENDPOINT = "support"
 ENVIRONMENT = EnvironmentRef(name="training", version="e" * 16, location="/env", origin=MADE)
-SAMPLES = [{"question": f"question {number}", "answer": f"answer {number}"} for number in range(6)]
+SAMPLES = [
+    {
+        "messages": [{"role": "user", "content": f"question {number}"}],
+        "question": f"question {number}",
+        "answer": f"answer {number}",
+    }
+    for number in range(6)
+]
 
 
 def data_manifest(**changes: Any) -> DataManifest:

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
@@ -37,7 +38,11 @@ PROBE_INTERVAL_SECONDS = 0.5
 MIN_METRIC_REQUESTS = 20
 _COMPARED_CHARACTERS = 40
 # Asked when the evaluation kept no samples: any answer will do.
-_ANY_QUESTION = {"question": "Hello", "answer": None}
+_ANY_QUESTION: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "Hello"}],
+    "question": "Hello",
+    "answer": None,
+}
 
 
 @step()

@@ -393,11 +393,14 @@ def test_agreement_of_answers(served: str, evaluated: str, agree: bool) -> None:
     assert tasks.rollout._agree(served, evaluated) is agree
 
 
+PROMPT = [{"role": "user", "content": "question 1"}]
+
+
 def watch(platform: FakePlatform, **limits: Any) -> None:
     """Watch version 2 beside version 1 once."""
     platform.serve("v2-16", "2", 0)
     tasks.rollout.watch(
-        platform, ENDPOINT, "v2-16", OLD, RolloutConfig(**{"hold_seconds": 0, **limits}), ["question 1"]
+        platform, ENDPOINT, "v2-16", OLD, RolloutConfig(**{"hold_seconds": 0, **limits}), [PROMPT]
     )
 
 

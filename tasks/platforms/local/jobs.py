@@ -23,7 +23,7 @@ from tasks.platforms.errors import JobFailedError, NotFoundError, PhiflowError
 from tasks.platforms.local import job_runner
 from tasks.platforms.local.files import file_lock, read_json, write_json
 from tasks.platforms.local.processes import spawn_detached
-from tasks.platforms.local.state import Home, project_folder
+from tasks.platforms.local.state import KEEP_BYTECODE, Home, project_folder
 from tasks.platforms.refs import JobKind, JobRef, JobSpec, JobState, JobStatus, Origin
 
 _START_SECONDS = 10.0
@@ -168,7 +168,7 @@ class Jobs:
         python = str(Path(spec.environment.location) / "bin" / "python")
         command = [python, "-u", "-m", *self._arguments(spec, folder)]
         slots = [str(self._home.folder("compute")), str(spec.compute.max_instances)]
-        environment |= {"PYTHONPATH": str(code), "PHIFLOW_JOB_NAME": name}
+        environment |= {"PYTHONPATH": str(code), "PHIFLOW_JOB_NAME": name, **KEEP_BYTECODE}
         _spawn([sys.executable, "-I", job_runner.__file__, str(folder), *slots, "--", *command], folder, environment)
         return _with_reason(_ref(read_json(folder / "job.json")), reason, reused=False)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.platforms.errors import DataError, NotFoundError, PhiflowError, TransientPlatformError
 from tasks.platforms.local.files import digest_files, file_lock, read_json
-from tasks.platforms.local.state import Home, project_folder
+from tasks.platforms.local.state import KEEP_BYTECODE, Home, project_folder
 from tasks.platforms.refs import BaseModelRef, DataManifest, EnvironmentRef, Origin, digest_of
 from trainer.files import sha256_file
 
@@ -219,7 +219,7 @@ def _run_in(
         process = subprocess.Popen(
             [python, "-m", *command],
             cwd=working_folder,
-            env={**os.environ, "PYTHONPATH": str(code)},
+            env={**os.environ, "PYTHONPATH": str(code), **KEEP_BYTECODE},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tasks.platforms.errors import PhiflowError
 from tasks.platforms.local.jobs import tail
 from tasks.platforms.local.ports import PortBook
-from tasks.platforms.local.state import Home
+from tasks.platforms.local.state import KEEP_BYTECODE, Home
 from tasks.platforms.local.supervisor import Program, ProgramStatus, Supervisor
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Services:
             environment={
                 "PHIFLOW_HOME": str(self._home.root),
                 "NO_PROXY": os.environ.get("NO_PROXY", ""),
+                **KEEP_BYTECODE,
                 **(environment or {}),
             },
             env_file=env_file,

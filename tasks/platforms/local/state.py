@@ -16,6 +16,10 @@ from tasks.platforms.local.files import digest_files, file_lock, write_secret
 _KEY_BYTES = 32
 
 
+# For programs in environments of ours: where byte code is not kept, each start compiles torch or MLflow anew.
+KEEP_BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
+
+
 @dataclass(frozen=True, slots=True)
 class Home:
     """The state folder, absolute; every file of the local platform is below it."""

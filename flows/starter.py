@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import yaml
+
 from tasks.platforms.errors import ConfigError, DataError
 from trainer.errors import TrainerError
+from trainer.files import write_atomic
 
 _TEMPLATE = """\
 # {about}
@@ -51,15 +54,23 @@ def write_starter(data_file: Path, *, force: bool) -> tuple[Path, str]:
     """
     from trainer.data.inspection import inspect_source
 
-    target = data_file.with_suffix(".yaml")
-    if target.exists() and not force:
-        raise ConfigError(f"{target} exists.", fix="Edit it, or overwrite it with --force.")
     try:
         seen = inspect_source(data_file)
     except TrainerError as error:
         raise DataError(error.message, fix=error.fix) from error
+    target = data_file.with_suffix(".yaml")
+    if target.exists() and not force:
+        raise ConfigError(f"{target} exists.", fix="Edit it, or overwrite it with --force.")
+    shown = data_file.name if data_file.name.isprintable() else repr(data_file.name)
+    reasons = tuple(f"{shown}:{line}: {reason}" for line, reason in seen.rejected_reasons[:5])
+    if seen.num_rejected == seen.num_sampled:
+        raise DataError(
+            f"None of {seen.num_sampled} records in {shown} can be used as shape {seen.shape}.",
+            fix="Mend the file.",
+            detail=reasons,
+        )
     count = f"about {seen.num_records}" if seen.is_estimate else str(seen.num_records)
-    about = f"{count} records of shape {seen.shape} in {data_file.name}"
+    about = f"{count} records of shape {seen.shape} in {shown}"
     if seen.num_rejected:
         about += f", {seen.num_rejected} of {seen.num_sampled} looked at cannot be used"
     characters = max(1.0, seen.mean_chars * seen.num_records)
@@ -67,16 +78,25 @@ def write_starter(data_file: Path, *, force: bool) -> tuple[Path, str]:
     text = _TEMPLATE.format(
         about=about,
         name=_name(data_file),
-        source=data_file.name,
+        source=_as_yaml(data_file.name),
         shape=seen.shape,
         epochs=epochs,
         max_length=256 if seen.max_chars < 700 else 512,
         min_examples=min(10, max(2, seen.num_records // 10)),
         max_rejected_share=_share(seen.num_rejected, seen.num_sampled),
     )
-    target.write_text(text, encoding="utf-8")
-    reasons = "".join(f"\n  {data_file.name}:{line}: {reason}" for line, reason in seen.rejected_reasons[:5])
-    return target, about + reasons
+    try:
+        write_atomic(target, text)
+    except OSError as error:
+        raise ConfigError(f"{target} could not be written: {error.strerror}.") from error
+    return target, "\n  ".join((about, *reasons))
+
+
+def _as_yaml(name: str) -> str:
+    """The file's name as it is where YAML reads it so, else in quotes."""
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*\.[a-z]+", name):
+        return name
+    return yaml.safe_dump(name, default_style='"', allow_unicode=True, width=10_000).strip()
 
 
 def _share(rejected: int, sampled: int) -> str:
@@ -87,4 +107,6 @@ def _share(rejected: int, sampled: int) -> str:
 
 def _name(data_file: Path) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", data_file.stem.lower()).strip("-")[:32].strip("-")
-    return slug if re.fullmatch(r"[a-z][a-z0-9-]{1,30}[a-z0-9]", slug) else f"chat-{slug}"[:32].strip("-")
+    # "yes" and "null" are words that YAML does not read as text.
+    usable = re.fullmatch(r"[a-z][a-z0-9-]{1,30}[a-z0-9]", slug) and isinstance(yaml.safe_load(slug), str)
+    return slug if usable else f"chat-{slug}"[:32].strip("-")

@@ -148,11 +148,11 @@ def probe_deployment(
     `min_probe_match` of the questions.
 
     Raises:
-        RolloutError: an answer failed, was empty, or too many differ.
+        RolloutError: an answer failed, all were empty, or too many differ.
     """
     platform = connect(place)
     samples = platform.read_job_result(result.job)["samples"][: limits.num_probes] or [_ANY_QUESTION]
-    same = 0
+    same = num_empty = 0
     for sample in samples:
         try:
             answer = platform.invoke(
@@ -163,9 +163,13 @@ def probe_deployment(
             )
         except PhiflowError as error:
             raise RolloutError(f"Deployment {deployment.name} failed a probe: {error.message}") from error
-        if not answer.text.strip():
-            raise RolloutError(f"Deployment {deployment.name} gave an empty answer to {sample['question']!r}.")
-        same += sample["answer"] is None or _agree(answer.text, sample["answer"])
+        num_empty += not answer.text.strip()
+        same += _agree(answer.text, sample["answer"])
+    if num_empty == len(samples):
+        raise RolloutError(
+            f"Deployment {deployment.name} gave an empty answer to all {num_empty} probes.",
+            fix="The model has learned to say nothing: train it longer, or look at the data.",
+        )
     if same < limits.min_probe_match * len(samples):
         raise RolloutError(
             f"Deployment {deployment.name} gave the evaluated answer to {same} of {len(samples)} probes, "
@@ -179,12 +183,14 @@ def probe_deployment(
     )
 
 
-def _agree(served: str, evaluated: str) -> bool:
+def _agree(served: str, evaluated: str | None) -> bool:
+    if evaluated is None:  # there is nothing to compare with
+        return bool(served.strip())
     # Evaluation may have been cut at its own length limit, and in a long answer two nearly equal tokens
     # may change places between a batch and a single request; a wrong model differs from the first words on.
     served, evaluated = served.strip(), evaluated.strip()
     compared = min(len(served), len(evaluated), _COMPARED_CHARACTERS)
-    return compared > 0 and served[:compared] == evaluated[:compared]
+    return served[:compared] == evaluated[:compared] and bool(served) == bool(evaluated)
 
 
 @step(cache_policy=NO_CACHE)

@@ -85,15 +85,16 @@ class Endpoints:
     def lease(self, name: str, owner: str, wait_seconds: float) -> Iterator[None]:
         """A file lock that ends with its holder, and a note saying who that is."""
         folder = self._home.folder("endpoints", name)
-        try:
-            with file_lock(folder / "lease.lock", wait_seconds, f"endpoint {name}"):
-                write_json(folder / "lease.json", {"owner": owner})
-                yield
-        except ConflictError as error:
-            holder = read_json(folder / "lease.json", {}).get("owner", "another run")
-            raise ConflictError(
-                f"Endpoint {name} is being changed by {holder}.", fix="Wait for it, or cancel that run."
-            ) from error
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(file_lock(folder / "lease.lock", wait_seconds, f"endpoint {name}"))
+            except ConflictError as error:
+                holder = read_json(folder / "lease.json", {}).get("owner", "another run")
+                raise ConflictError(
+                    f"Endpoint {name} is being changed by {holder}.", fix="Wait for it, or cancel that run."
+                ) from error
+            write_json(folder / "lease.json", {"owner": owner})
+            yield
 
     def deploy(
         self, endpoint: str, model: ModelVersion, serving: ServingConfig, environment: EnvironmentRef
@@ -152,8 +153,7 @@ class Endpoints:
         except requests.RequestException:
             running = self._services.status(program)
             if running is None or running.restarts >= _RESTARTS_THAT_MEAN_BROKEN:
-                lines = [line for line in tail(self._services.log_file(program)) if line.strip()]
-                status, error = "failed", lines[-1] if lines else "the model server does not start"
+                status, error = "failed", self._last_words(program)
         return DeploymentStatus(
             name=name,
             model_version=record["model_version"],
@@ -161,6 +161,12 @@ class Endpoints:
             percent=state["traffic"].get(name, 0),
             error=error,
         )
+
+    def _last_words(self, program: str) -> str:
+        # The launcher's own lines say that it waits before the next start, not why the last one ended.
+        lines = [line for line in tail(self._services.log_file(program)) if line.strip()]
+        said = [line for line in lines if not line.startswith("launch: ")]
+        return said[-1] if said else "the model server does not start"
 
     def delete_deployment(self, endpoint: str, name: str) -> None:
         """Out of the routing table first, then the server."""
@@ -215,6 +221,7 @@ class Endpoints:
         """One greedy chat completion through the gateway."""
         import requests
 
+        self._state(endpoint)
         headers = {"Authorization": f"Bearer {self._home.endpoint_key(endpoint)}"}
         if deployment:
             headers["azureml-model-deployment"] = deployment

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
-from tasks.platforms.errors import ConflictError
+from tasks.platforms.errors import ConflictError, PhiflowError
 from tasks.platforms.local import files
 from tasks.platforms.local.processes import SUPERVISED_HOME
 
 LOOPBACK = "127.0.0.1"
 _SEARCHED_PORTS = 200
+# Between a claim and the moment its service listens; then the listener itself says that the port is taken.
+_RESERVED_SECONDS = 60.0
 
 
 def is_free(port: int) -> bool:
@@ -114,10 +120,26 @@ class PortBook:
         return is_free(port) or _listener(port)[1] == str(self._home)
 
     def _find_free(self, preferred: int, others: dict[int, str]) -> int:
-        for port in range(preferred, min(preferred + _SEARCHED_PORTS, 65536)):
-            if port not in others and is_free(port):
-                return port
+        """Choose a port, and reserve it against the other state folders of this user until it is listened on."""
+        path = Path(tempfile.gettempdir(), f"phiflow-{os.getuid()}-ports.json")
+        with files.file_lock(path.with_suffix(".lock"), 30.0, "the ports of this machine"):
+            now = time.time()
+            reserved = {
+                port: claim for port, claim in _read_reserved(path).items() if now - claim["time"] < _RESERVED_SECONDS
+            }
+            for port in range(preferred, min(preferred + _SEARCHED_PORTS, 65536)):
+                holder = reserved.get(str(port), {}).get("home", str(self._home))
+                if port not in others and holder == str(self._home) and is_free(port):
+                    files.write_json(path, reserved | {str(port): {"home": str(self._home), "time": now}})
+                    return port
         raise ConflictError(
             f"No free port between {preferred} and {preferred + _SEARCHED_PORTS} on {LOOPBACK}.",
             fix="Stop a service that you no longer need.",
         )
+
+
+def _read_reserved(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return dict(files.read_json(path, {}))
+    except PhiflowError:
+        return {}

@@ -85,7 +85,13 @@ class Services:
             *("--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}", "--no-serve-artifacts"),
             *("--default-artifact-root", str(self._home.folder("mlflow", "artifacts"))),
         ]
-        self.start("mlflow", command, environment={"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"})
+        environment = {
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DO_NOT_TRACK": "true",
+            # Eight idle processes for background jobs that nothing here submits.
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
+        self.start("mlflow", command, environment=environment)
         url = f"http://{HOST}:{port}"
         self.wait_until_answers("mlflow", f"{url}/health")
         return url

@@ -121,7 +121,8 @@ class PortBook:
 
     def _find_free(self, preferred: int, others: dict[int, str]) -> int:
         """Choose a port, and reserve it against the other state folders of this user until it is listened on."""
-        path = Path(tempfile.gettempdir(), f"phiflow-{os.getuid()}-ports.json")
+        path = Path(tempfile.gettempdir(), f"phiflow-{os.getuid()}", "ports.json")
+        path.parent.mkdir(mode=0o700, exist_ok=True)  # the folder of the supervisors' sockets
         with files.file_lock(path.with_suffix(".lock"), 30.0, "the ports of this machine"):
             now = time.time()
             reserved = {

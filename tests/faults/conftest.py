@@ -1,0 +1,3 @@
+"""The shared installation."""
+
+from journey import journey, served  # noqa: F401

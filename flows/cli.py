@@ -5,7 +5,6 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -170,7 +169,9 @@ def env() -> None:
 
 def _print(document: dict[str, Any], as_json: bool, show: Any) -> None:
     if as_json:
-        print(json.dumps(document, indent=2, ensure_ascii=False))
+        from flows.command import as_json_text
+
+        print(as_json_text(document))
     else:
         show(document)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.platforms.errors import PhiflowError
 
@@ -53,6 +54,19 @@ def _home() -> Path:
     return Path(os.environ.get("PHIFLOW_HOME") or ".phiflow").expanduser().absolute()
 
 
+def as_json_text(document: Any) -> str:
+    """One JSON document; what is not a finite number becomes null, since JSON has no word for it."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(entry) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(entry) for entry in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(document), indent=2, ensure_ascii=False)
+
+
 def report_error(error: PhiflowError, *, as_json: bool) -> int:
     """Print one line, what belongs below it, and return the exit code."""
     print(f"error: {error}", file=sys.stderr)
@@ -60,5 +74,5 @@ def report_error(error: PhiflowError, *, as_json: bool) -> int:
         print(f"  {line}", file=sys.stderr)
     if as_json:
         told = {"kind": type(error).__name__, "message": error.message, "fix": error.fix, "detail": error.detail}
-        print(json.dumps({"error": told | {"exit_code": error.exit_code}}, indent=2, ensure_ascii=False))
+        print(as_json_text({"error": told | {"exit_code": error.exit_code}}))
     return error.exit_code

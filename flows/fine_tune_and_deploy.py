@@ -23,6 +23,7 @@ from tasks.infrastructure import (
     ensure_environment,
     resolve_base_model,
 )
+from tasks.platforms.errors import GateRefusedError
 from tasks.registry import register_model
 from tasks.report import RunReport, publish_report, tracking_url
 from tasks.rollout import (
@@ -62,7 +63,7 @@ def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]
     endpoint = ensure_endpoint(place, config.endpoint_name)
     champion = read_champion(place, endpoint, config.model_name)
     gate = compare_with_champion(place, spec, result, champion, config.gate)
-    report = RunReport(data=data, result=result, gate=gate, tracking_url=tracking_url(place))
+    report = RunReport(base_model=base, data=data, result=result, gate=gate, tracking_url=tracking_url(place))
     if not gate.passed:
         return refuse(place, report, gate.reason)
     model = register_model(place, config.model_name, result, gate)
@@ -77,6 +78,8 @@ def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]
             traffic = shift_traffic(place, deployment, before, config.rollout, result)
         except BaseException as error:
             restore_traffic(place, before, error)
+            if isinstance(error, GateRefusedError):
+                return refuse(place, replace(report, endpoint=before), error.message)
             raise
         after = retire_deployments(place, traffic, before, config.rollout)
     connection = publish_connection(place, endpoint)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from flows.command import last_run, open_configuration, remember_run, report_error
+from flows.command import as_json_text, last_run, open_configuration, remember_run, report_error
 from tasks.config import PipelineConfig
 from tasks.platforms.connect import local_services, require_source
 from tasks.platforms.errors import EXIT_BUG, EXIT_REFUSED, PhiflowError
@@ -27,9 +26,9 @@ def run_configuration(path: Path | None, overrides: list[str] | None, as_json: b
     try:
         return _run(config, as_json)
     except KeyboardInterrupt:
+        stop = " ".join(["phiflow cancel", *([str(path)] if path else [])])
         print(
-            "Interrupted. A training job that runs keeps running: the same command adopts it, "
-            f"'phiflow cancel {path or ''}' stops it.".replace(" '", "'", 0),
+            f"Interrupted. A training job keeps running: the same command adopts it, '{stop}' stops it.",
             file=sys.stderr,
         )
         return INTERRUPTED
@@ -66,7 +65,7 @@ def _run(config: PipelineConfig, as_json: bool) -> int:
     else:
         told["error"] = {"kind": type(error).__name__, "message": str(error), "fix": ""}
     if as_json:
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        print(as_json_text(told))
     elif error is None:
         show_run(told, config)
     if error is None:

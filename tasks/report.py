@@ -13,6 +13,7 @@ from tasks.config import PlatformConfig
 from tasks.evaluation import summary
 from tasks.platforms.connect import connect
 from tasks.platforms.refs import (
+    BaseModelRef,
     ChatService,
     DataManifest,
     EndpointStatus,
@@ -30,6 +31,7 @@ _CURVE_WIDTH, _CURVE_HEIGHT, _MARGIN = 640, 240, 40
 class RunReport:
     """How a run ended; what it never reached is None."""
 
+    base_model: BaseModelRef
     data: DataManifest
     result: TrainingResult
     gate: GateReport
@@ -66,7 +68,7 @@ def markdown(report: RunReport, details: dict[str, Any], curve: str) -> str:
         f"# {report.outcome}",
         report.reason,
         "## What was trained on what",
-        f"`{details['base_model']}` on {report.data.num_train} conversations, tested on {report.data.num_test} "
+        f"`{report.base_model.base}` on {report.data.num_train} conversations, tested on {report.data.num_test} "
         f"({report.data.num_rejected} rejected), data `{report.data.digest[:12]}`, "
         f"job [{report.result.job.name}]({report.result.job.url}).",
         "## Before and after",

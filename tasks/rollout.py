@@ -60,8 +60,8 @@ def undo_recorded_rollout(platform: Platform, endpoint: str, run_id: str = "") -
     status = platform.read_endpoint(endpoint)
     if status is None or status.rollout is None or (run_id and status.rollout.run_id != run_id):
         return False
-    before = dict(status.rollout.traffic_before)
-    if dict(status.traffic.percents) | before != dict(status.traffic.percents):
+    if dict(status.traffic.percents).get(status.rollout.candidate, 0) > 0:
+        before = {name: percent for name, percent in status.rollout.traffic_before if percent}
         platform.set_traffic(endpoint, before, f"undid the unfinished rollout of {status.rollout.candidate}")
         log().warning("Restored traffic endpoint=%s after an unfinished rollout", endpoint)
     platform.record_rollout(endpoint, None)
@@ -91,6 +91,13 @@ def objection_to_traffic(before: EndpointStatus, model: ModelVersion) -> str:
     if before.frozen and serving != model.version:
         return f"endpoint {before.name} is frozen: {before.frozen}"
     return ""
+
+
+def require_not_frozen(platform: Platform, endpoint: str) -> None:
+    """GateRefusedError with the reason of the freeze."""
+    status = platform.read_endpoint(endpoint)
+    if status and status.frozen:
+        raise GateRefusedError(f"endpoint {endpoint} is frozen: {status.frozen}", fix="phiflow freeze --off ends it.")
 
 
 @step(cache_policy=NO_CACHE)
@@ -214,6 +221,7 @@ def shift_traffic(
     split = before.traffic
     prompts = [sample["messages"] for sample in platform.read_job_result(result.job)["samples"]]
     for percent in limits.steps if old and old != deployment.name else (100,):
+        require_not_frozen(platform, before.name)
         percents = {deployment.name: percent} | ({old: 100 - percent} if percent < 100 else {})
         split = platform.set_traffic(before.name, percents, f"rollout of {deployment.name}")
         log().info("Shifted traffic endpoint=%s %s", before.name, percents)
@@ -300,7 +308,7 @@ def restore_traffic(place: PlatformConfig, before: EndpointStatus, error: BaseEx
         return
     candidate = now.rollout.candidate
     if dict(now.traffic.percents).get(candidate, 0) > 0:
-        why = f"restored: {type(error).__name__}"
+        why = f"restored: {error.message if isinstance(error, PhiflowError) else type(error).__name__}"
         platform.set_traffic(before.name, {n: p for n, p in before.traffic.percents if p}, why)
     known = {deployment.name for deployment in before.deployments}
     platform.record_rollout(before.name, None)

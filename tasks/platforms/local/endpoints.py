@@ -180,7 +180,7 @@ class Endpoints:
                 )
             state["deployments"].pop(name, None)
             state["traffic"].pop(name, None)
-        self._services.supervisor.remove_program(f"server-{endpoint}-{name}")
+        self._services.remove(f"server-{endpoint}-{name}")
 
     def set_traffic(self, endpoint: str, percents: dict[str, int], reason: str) -> TrafficSplit:
         """Write the new percentages; the gateway takes them from the next request on."""

@@ -50,6 +50,9 @@ class Jobs:
             last = self.latest(spec.key)
             if last is None:
                 return self._start(spec, 1, run_id, "there was no job with this content")
+            if not (self._folder(last) / "process.json").exists():
+                # Whoever was starting it held this lock and is gone; a runner it did start keeps the job's own lock.
+                return self._start(spec, last.attempt, run_id, f"job {last.name} was named but never started")
             status = self.read(last)
             if status.state == JobState.COMPLETED:
                 return _with_reason(last, f"job {last.name} has completed with the same content")

@@ -63,6 +63,11 @@ class Services:
         )
         return self.supervisor.ensure_program(program)
 
+    def remove(self, name: str) -> None:
+        """End a program for good; its log stays."""
+        self.supervisor.remove_program(name)
+        self._ports.release(name)
+
     def log_file(self, name: str) -> Path:
         """Where the program writes."""
         return self._home.folder("logs") / f"{name}.log"

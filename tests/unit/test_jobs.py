@@ -344,7 +344,7 @@ def test_jobs_are_found_by_run_and_by_name(jobs: Jobs, spec: JobSpec, control: P
 
 
 def test_half_made_job_does_not_poison_its_name(jobs: Jobs, spec: JobSpec, control: Path) -> None:
-    """What a crash left of a job that never started is taken over, or followed by the next attempt."""
+    """What a crash left of a job that never started is taken over: nobody has paid for it yet."""
     folder = jobs._home.folder("jobs", spec.key)
     (folder / "logs").mkdir()
     (folder / "train.json").write_text("{}")
@@ -360,7 +360,8 @@ def test_half_made_job_does_not_poison_its_name(jobs: Jobs, spec: JobSpec, contr
     os.utime(folder / "job.json", (long_ago, long_ago))
     assert jobs.read(job).state == JobState.FAILED
     second = jobs.submit(spec, "run-2")
-    assert second.attempt == 2
+    assert second.attempt == 1
+    assert "never started" in second.origin.reason
     wait_for_state(jobs, second, JobState.COMPLETED)
 
 
@@ -372,7 +373,7 @@ def test_eleventh_attempt_follows_the_tenth(jobs: Jobs, spec: JobSpec, control: 
         (folder := jobs._home.folder("jobs", name)).joinpath("job.json").write_text(
             json.dumps(record | {"url": "", "runs": [], "run_name": "support"})
         )
-        os.utime(folder / "job.json", (1, 1))
+        (folder / "process.json").write_text('{"pid": 1}')
     assert jobs.submit(spec, RUN).name == f"{spec.key}-a11"
 
 

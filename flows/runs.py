@@ -133,6 +133,7 @@ def _pid(run: FlowRun) -> int:
 
 def _is_alive(run: FlowRun) -> bool:
     try:
-        return _process_token(_pid(run)) == run.labels.get(_PROCESS)
+        ended = psutil.Process(_pid(run)).status() == psutil.STATUS_ZOMBIE
+        return not ended and _process_token(_pid(run)) == run.labels.get(_PROCESS)
     except (psutil.Error, ValueError):
         return False

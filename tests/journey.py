@@ -192,11 +192,10 @@ class Journey:
                 continue
         return found
 
-    def service(self, part: str) -> int:
-        """The pid of the supervised program whose name has this part."""
-        files = [path for path in (self.home / "supervisor" / "run").glob("*.json") if part in path.stem]
-        assert len(files) == 1, f"{part}: {files}"
-        return int(json.loads(files[0].read_text(encoding="utf-8"))["pid"])
+    def service(self, name: str) -> int:
+        """The pid of a supervised program."""
+        record = self.home / "supervisor" / "run" / f"{name}.json"
+        return int(json.loads(record.read_text(encoding="utf-8"))["pid"])
 
     def close(self) -> None:
         """Stop everything, delete the folder, and say what still runs."""

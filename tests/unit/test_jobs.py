@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -355,6 +356,7 @@ def test_half_made_job_does_not_poison_its_name(jobs: Jobs, spec: JobSpec, contr
     wait_for_state(jobs, job, JobState.COMPLETED)
     for name in ("process.json", "slot.json", "exit.json", "alive.lock", "logs/result.json"):
         (folder / name).unlink()
+    shutil.rmtree(folder / "model")
     assert jobs.read(job).state == JobState.QUEUED  # somebody may be starting it right now
     long_ago = time.time() - 60
     os.utime(folder / "job.json", (long_ago, long_ago))

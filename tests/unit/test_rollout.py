@@ -14,7 +14,7 @@ from prefect.tasks import Task
 import tasks.rollout
 from flows import fine_tune_and_deploy as flow_module
 from tasks.config import PipelineConfig, RolloutConfig, ServingConfig
-from tasks.platforms.errors import ConflictError, PhiflowError, RolloutError, TransientPlatformError
+from tasks.platforms.errors import ConflictError, RolloutError, TransientPlatformError
 from tasks.platforms.refs import DeploymentMetrics, GateReport, ModelVersion, RolloutRecord
 from tasks.report import RunReport
 

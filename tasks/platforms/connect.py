@@ -39,6 +39,13 @@ def local_services(home: str = "") -> Services:
     return Services(Home.open(home))
 
 
+def require_local_space(home: str = "") -> None:
+    """Refuse a full disk before anything is started on it."""
+    from tasks.platforms.local.state import LEAST_FREE_BYTES, Home
+
+    Home.open(home).require_space(LEAST_FREE_BYTES)
+
+
 def stop_local_jobs(home: str = "") -> tuple[str, ...]:
     """Stop the jobs that run on this machine, each with a checkpoint; returns their names."""
     from tasks.platforms.local.local_platform import LocalPlatform

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.platforms.errors import PhiflowError
+from tasks.platforms.errors import PhiflowError, QuotaError
 from tasks.platforms.local.jobs import tail
 from tasks.platforms.local.ports import PortBook
 from tasks.platforms.local.state import KEEP_BYTECODE, Home
@@ -26,6 +26,8 @@ PREFECT_PORT, MLFLOW_PORT, GATEWAY_PORT, CHAT_PORT = 4200, 5000, 8000, 8080
 WORK_POOL = "phiflow"
 _POLL_SECONDS = 0.2
 _START_SECONDS = 120.0
+_RESTARTS_THAT_MEAN_BROKEN = 3
+_FULL_DISK = ("No space left on device", "Disk quota exceeded", "database or disk is full")
 
 
 class Services:
@@ -179,11 +181,12 @@ class Services:
         """Poll until the address answers 2xx (or as `accept` says).
 
         Raises:
-            PhiflowError: with the end of the program's log, when it did not in time.
+            PhiflowError: with what the program last wrote, when it did not in time or keeps ending.
         """
         import requests
 
         deadline = time.monotonic() + timeout_seconds
+        restarts = self._restarts(name)
         while True:
             try:
                 response = requests.get(url, timeout=5)
@@ -191,10 +194,19 @@ class Services:
                     return
             except requests.RequestException:
                 pass
-            if time.monotonic() > deadline:
-                raise PhiflowError(
-                    f"{name} did not answer at {url} within {timeout_seconds:.0f} s.",
-                    fix=f"Read {self.log_file(name)}.",
-                    detail=tail(self.log_file(name)),
-                )
+            if time.monotonic() > deadline or self._restarts(name) - restarts >= _RESTARTS_THAT_MEAN_BROKEN:
+                raise self._not_answering(name, url)
             time.sleep(_POLL_SECONDS)
+
+    def _restarts(self, name: str) -> int:
+        status = self.status(name)
+        return status.restarts if status else 0
+
+    def _not_answering(self, name: str, url: str) -> PhiflowError:
+        lines = [line for line in tail(self.log_file(name)) if not line.startswith("launch: ")]
+        if any(sign in line for line in lines for sign in _FULL_DISK):
+            message = f"{name} cannot work in {self._home.root}: the disk is full."
+            return QuotaError(message, fix="Free some space and run the same command again.")
+        # The last line of a Python traceback that is not indented says what went wrong.
+        said = next((line.strip() for line in reversed(lines) if line[:1].strip()), "it wrote nothing")
+        return PhiflowError(f"{name} does not answer at {url}: {said}", fix=f"Read {self.log_file(name)}.")

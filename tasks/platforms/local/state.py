@@ -10,9 +10,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.platforms.errors import ConfigError
+from tasks.platforms.errors import ConfigError, QuotaError
 from tasks.platforms.local.files import digest_files, file_lock, write_secret
 
+LEAST_FREE_BYTES = 100_000_000
 _KEY_BYTES = 32
 
 
@@ -40,6 +41,19 @@ class Home:
                 fix="Set PHIFLOW_HOME to a folder of yours with free space.",
             ) from error
         return cls(root)
+
+    def require_space(self, num_bytes: int) -> None:
+        """Refuse a disk on which services could not even keep their databases.
+
+        Raises:
+            QuotaError: fewer bytes are free.
+        """
+        free = shutil.disk_usage(self.root).free
+        if free < num_bytes:
+            raise QuotaError(
+                f"No space for state folder {self.root}: {free / 1e6:.0f} MB free, {num_bytes / 1e6:.0f} MB needed.",
+                fix="Free some space, or set PHIFLOW_HOME to a folder on a larger disk.",
+            )
 
     def folder(self, *parts: str) -> Path:
         """A folder below the root, created."""

@@ -67,7 +67,9 @@ class ModelConfig(Section):
     """The base model and the name the result is registered under."""
 
     base: str = Field("builtin/tiny-phi3", min_length=1, description="A hub id, a local folder, or builtin/tiny-phi3.")
-    revision: str = Field("", description="The hub model's commit, tag or branch.")
+    revision: str = Field(
+        "", description="The hub model's commit, tag or branch; for a folder, a label that names its state."
+    )
     name: OptionalName = Field("", description="The registered model's name; empty: the run's name.")
 
 
@@ -179,9 +181,3 @@ class PipelineConfig(Section):
     @property
     def model_name(self) -> str:
         return self.model.name or self.name
-
-    @model_validator(mode="after")
-    def _hub_settings_need_a_hub(self) -> PipelineConfig:
-        if self.model.revision and self.model.base.startswith("builtin/"):
-            raise ValueError(f"model.revision {self.model.revision!r} means nothing for {self.model.base}")
-        return self

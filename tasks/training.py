@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 import trainer
 from tasks.config import PlatformConfig
 from tasks.platforms.connect import connect
-from tasks.platforms.errors import JobFailedError
+from tasks.platforms.errors import JobFailedError, JobInputError
 from tasks.platforms.port import Platform
 from tasks.platforms.refs import (
     BaseModelRef,
@@ -158,4 +158,5 @@ def _require_completed(job: JobRef, status: JobStatus) -> None:
             f"Job {job.name} was {status.error or 'cancelled'}.",
             fix="Run the same command to start again from its last checkpoint.",
         )
-    raise JobFailedError(f"Job {job.name} failed: {status.error.rstrip('.')}.", fix=status.fix, detail=status.log_tail)
+    error_class = JobInputError if status.is_input_error else JobFailedError
+    raise error_class(f"Job {job.name} failed: {status.error.rstrip('.')}.", fix=status.fix, detail=status.log_tail)

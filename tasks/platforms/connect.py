@@ -61,6 +61,22 @@ def require_source(data: DataConfig) -> None:
     require_source(data)
 
 
+def require_chat_port(home: str, endpoint: str, port: int) -> None:
+    """Refuse a chat port that somebody else listens on, before a model is trained for it.
+
+    Raises:
+        ConfigError: names who listens.
+    """
+    from tasks.platforms.errors import ConfigError, ConflictError
+    from tasks.platforms.local.chat import program_name
+
+    try:
+        if port:
+            local_services(home).port(program_name(endpoint), port, setting="chat.port")
+    except ConflictError as error:
+        raise ConfigError(error.message, fix=error.fix) from error
+
+
 def project_folder(*parts: str) -> Path:
     """A folder or file that ships with phiflow."""
     from tasks.platforms.local.state import project_folder

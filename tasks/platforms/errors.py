@@ -76,6 +76,12 @@ class JobFailedError(PhiflowError):
     """A training or evaluation job ended without a result."""
 
 
+class JobInputError(JobFailedError):
+    """A job refused its configuration or its data."""
+
+    exit_code = EXIT_INPUT
+
+
 class GateRefusedError(PhiflowError):
     """The candidate did not pass the gate, or an approval was denied."""
 

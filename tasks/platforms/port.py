@@ -52,7 +52,7 @@ class Platform(Protocol):
 
     # Data and base model
     def resolve_base_model(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
-        """Pin the base model to its content; NotFoundError when there is no such model."""
+        """Pin the base model to its content; ConfigError when there is no such model."""
 
     def prepare_data(
         self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int

@@ -170,6 +170,7 @@ class JobStatus:
     seconds_left: float | None = None
     error: str = ""
     fix: str = ""
+    is_input_error: bool = False
     log_tail: tuple[str, ...] = ()
 
 

@@ -83,7 +83,6 @@ WRONG_LINES = {
     "port over the last": ("chat: {port: 70000}", "chat.port", "70000", "65535"),
     "path as a name": ("endpoint: {name: ../x}", "endpoint.name", "'../x'", "lower-case"),
     "path as an environment": ("environment: {serving: ../x}", "environment.serving", "'../x'", "lower-case"),
-    "revision of what has none": ("model: {revision: main}", "model.revision", "'main'", "builtin/tiny-phi3"),
     "place that is not there yet": (
         "platform: {kind: azure}",
         "platform.kind",

@@ -24,7 +24,7 @@ class Chat:
 
     def ensure(self, connection: ConnectionRef, chat: ChatConfig, environment: EnvironmentRef) -> ChatService:
         """Start the app, or leave alone the one that runs with the same content; wait until it answers."""
-        name = f"chat-{connection.endpoint}"
+        name = program_name(connection.endpoint)
         app = self._home.snapshot(project_folder("promptflow_app"), "chat") / "promptflow_app"
         port = self._services.port(name, chat.port or CHAT_PORT, setting="chat.port" if chat.port else "")
         folder = self._home.folder("chat", connection.endpoint)
@@ -65,6 +65,11 @@ class Chat:
         if record is None:
             return None
         return ChatService(url=record["url"], endpoint=endpoint, origin=Origin(reused=True, reason="read"))
+
+
+def program_name(endpoint: str) -> str:
+    """The chat app's name among the supervised programs."""
+    return f"chat-{endpoint}"
 
 
 def _promptflow_home(home: Home) -> Path:

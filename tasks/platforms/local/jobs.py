@@ -91,11 +91,17 @@ class Jobs:
             complete = complete and (folder / "model").is_dir()
         if complete and record.get("returncode", 0) == 0:
             return _progress(JobState.COMPLETED, folder, read_events(folder))
-        error, fix = _why(folder, record)
+        error, fix, is_input_error = _why(folder, record)
         if (folder / "cancel.json").exists():
             by = read_json(folder / "cancel.json").get("by", "")
             return JobStatus(state=JobState.CANCELLED, error=f"cancelled by {by}", fix=fix)
-        return JobStatus(state=JobState.FAILED, error=error, fix=fix, log_tail=tail(folder / "log.txt"))
+        return JobStatus(
+            state=JobState.FAILED,
+            error=error,
+            fix=fix,
+            is_input_error=is_input_error,
+            log_tail=tail(folder / "log.txt"),
+        )
 
     def cancel(self, job: JobRef, by: str) -> JobStatus:
         """SIGTERM, then after a grace SIGKILL; the trainer uses the grace to write a checkpoint."""
@@ -279,17 +285,17 @@ def _progress(state: JobState, folder: Path, events: list[dict[str, Any]]) -> Jo
     )
 
 
-def _why(folder: Path, record: dict[str, Any]) -> tuple[str, str]:
+def _why(folder: Path, record: dict[str, Any]) -> tuple[str, str, bool]:
     said = read_json(folder / "logs" / "error.json", None)
     if said:
-        return str(said["message"]), str(said.get("fix", ""))
+        return str(said["message"]), str(said.get("fix", "")), said.get("kind") in ("configuration", "data")
     log = f"Read {folder / 'log.txt'}."
     if not record:
-        return "its process was killed", "Run the same command again: it continues from the last checkpoint."
+        return "its process was killed", "Run the same command again: it continues from the last checkpoint.", False
     if record["returncode"] < 0:
-        return f"its process was killed by signal {-record['returncode']}", log
+        return f"its process was killed by signal {-record['returncode']}", log, False
     lines = tail(folder / "log.txt")
-    return f"it ended with exit code {record['returncode']}: {lines[-1] if lines else 'no output'}", log
+    return f"it ended with exit code {record['returncode']}: {lines[-1] if lines else 'no output'}", log, False
 
 
 def tail(path: Path) -> tuple[str, ...]:

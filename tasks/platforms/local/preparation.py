@@ -8,10 +8,17 @@ import re
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.errors import DataError, NotFoundError, PhiflowError, TransientPlatformError
+from tasks.platforms.errors import (
+    ConfigError,
+    DataError,
+    PermissionDeniedError,
+    PhiflowError,
+    TransientPlatformError,
+)
 from tasks.platforms.local.files import digest_files, file_lock, read_json
 from tasks.platforms.local.state import KEEP_BYTECODE, Home, project_folder
 from tasks.platforms.refs import BaseModelRef, DataManifest, EnvironmentRef, Origin, digest_of
@@ -51,15 +58,17 @@ class Preparation:
     def base_model(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
         """A hub id becomes a commit, a folder its content's digest; the built-in one is built on first use."""
         if model.base == BUILTIN:
-            return self._builtin(environment)
+            return _labelled(self._builtin(environment), model.revision)
         folder = Path(model.base)
         if folder.is_absolute():
             if not (folder / "config.json").is_file():
                 what = "has no config.json" if folder.is_dir() else "does not exist"
-                raise NotFoundError(f"Base model {folder} {what}.", fix="Set model.base to a model folder.")
+                raise ConfigError(f"Base model {folder} {what}.", fix="Set model.base to a model folder or a hub id.")
             reason = "a folder on this machine"
             digest = digest_files(folder)
-            return _base(model.base, "", digest, str(folder), Origin(reused=True, reason=reason))
+            return _labelled(
+                _base(model.base, "", digest, str(folder), Origin(reused=True, reason=reason)), model.revision
+            )
         commit = hub_commit(model.base, model.revision, "model")
         reason = f"revision {model.revision or 'main'} is commit {commit[:12]}"
         digest = digest_of(model.base, commit)
@@ -159,7 +168,8 @@ def hub_commit(name: str, revision: str, kind: str) -> str:
     """The commit a hub id and revision stand for; offline, the one in the local cache.
 
     Raises:
-        NotFoundError: the hub has no such thing, or it is gated and the token does not open it.
+        ConfigError: the hub has no such thing.
+        PermissionDeniedError: it is gated and the token does not open it.
         TransientPlatformError: the hub did not answer and the cache has no copy.
     """
     from huggingface_hub import HfApi, snapshot_download
@@ -174,17 +184,17 @@ def hub_commit(name: str, revision: str, kind: str) -> str:
     key = "model.base" if kind == "model" else "data.source"
     try:
         if not _HUB_ID.fullmatch(name):
-            raise NotFoundError(f"{what} '{name}' is neither a folder here nor a hub id.", fix=f"Set {key}.")
+            raise ConfigError(f"{what} '{name}' is neither a folder here nor a hub id.", fix=f"Set {key}.")
         info = HfApi().repo_info(name, revision=revision or None, repo_type=kind, timeout=15)
         return str(info.sha)
     except GatedRepoError as error:
-        raise NotFoundError(
+        raise PermissionDeniedError(
             f"{what} {name} is gated.", fix="Accept its licence on the hub and set HF_TOKEN."
         ) from error
     except RevisionNotFoundError as error:
-        raise NotFoundError(f"{what} {name} has no revision '{revision}'.") from error
+        raise ConfigError(f"{what} {name} has no revision '{revision}'.") from error
     except RepositoryNotFoundError as error:
-        raise NotFoundError(f"The hub has no {what.lower()} '{name}'.", fix=f"Check {key}.") from error
+        raise ConfigError(f"The hub has no {what.lower()} '{name}'.", fix=f"Check {key}.") from error
     except (HfHubHTTPError, OSError, RuntimeError) as error:
         return _cached_commit(name, revision, kind, what, key, error, snapshot_download)
     except Exception as error:  # httpx's connection errors have no base class in common with OSError
@@ -265,6 +275,11 @@ def _manifest(folder: Path, origin: Origin) -> DataManifest:
         num_rejected=manifest["counts"]["rejected"],
         origin=origin,
     )
+
+
+def _labelled(base: BaseModelRef, revision: str) -> BaseModelRef:
+    """Content that has no revisions: a label given for one still makes another name."""
+    return replace(base, digest=digest_of(base.digest, revision)) if revision else base
 
 
 def _base(base: str, revision: str, digest: str, location: str, origin: Origin) -> BaseModelRef:

@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.command import as_json_text, last_run, open_configuration, remember_run, report_error
 from tasks.config import PipelineConfig
-from tasks.platforms.connect import local_services, require_chat_port, require_local_space, require_source
+from tasks.platforms.connect import local_services, require_runnable
 from tasks.platforms.errors import EXIT_BUG, EXIT_REFUSED, PhiflowError
 
 INTERRUPTED = 130
@@ -19,9 +19,7 @@ INTERRUPTED = 130
 def run_configuration(path: Path | None, overrides: list[str] | None, as_json: bool) -> int:
     """Run the flow and return the exit code: 0 done, 3 refused, else what the error says."""
     config, _ = open_configuration(path, overrides)
-    require_source(config.data)
-    require_local_space(config.platform.home)
-    require_chat_port(config.platform.home, config.endpoint_name, config.chat.port)
+    require_runnable(config)
     point_at_prefect(config)
     remember_run((path or last_run()[0]), overrides or [])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `phiflow cancel` interrupts like Ctrl-C

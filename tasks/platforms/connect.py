@@ -10,7 +10,7 @@ from tasks.platforms.port import Platform
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tasks.config import DataConfig, PlatformConfig
+    from tasks.config import PipelineConfig, PlatformConfig
     from tasks.platforms.local.services import Services
 
 
@@ -39,13 +39,6 @@ def local_services(home: str = "") -> Services:
     return Services(Home.open(home))
 
 
-def require_local_space(home: str = "") -> None:
-    """Refuse a full disk before anything is started on it."""
-    from tasks.platforms.local.state import LEAST_FREE_BYTES, Home
-
-    Home.open(home).require_space(LEAST_FREE_BYTES)
-
-
 def stop_local_jobs(home: str = "") -> tuple[str, ...]:
     """Stop the jobs that run on this machine, each with a checkpoint; returns their names."""
     from tasks.platforms.local.local_platform import LocalPlatform
@@ -54,27 +47,12 @@ def stop_local_jobs(home: str = "") -> tuple[str, ...]:
     return LocalPlatform(Home.open(home)).stop_jobs()
 
 
-def require_source(data: DataConfig) -> None:
-    """Refuse a data source that is wrong at first sight, before anything is started."""
-    from tasks.platforms.local.preparation import require_source
+def require_runnable(config: PipelineConfig) -> None:
+    """Refuse a run that can be seen to fail, before anything is built or started for it."""
+    from tasks.platforms.local.preflight import require_runnable
+    from tasks.platforms.local.state import Home
 
-    require_source(data)
-
-
-def require_chat_port(home: str, endpoint: str, port: int) -> None:
-    """Refuse a chat port that somebody else listens on, before a model is trained for it.
-
-    Raises:
-        ConfigError: names who listens.
-    """
-    from tasks.platforms.errors import ConfigError, ConflictError
-    from tasks.platforms.local.chat import program_name
-
-    try:
-        if port:
-            local_services(home).port(program_name(endpoint), port, setting="chat.port")
-    except ConflictError as error:
-        raise ConfigError(error.message, fix=error.fix) from error
+    require_runnable(Home.open(config.platform.home), config)
 
 
 def project_folder(*parts: str) -> Path:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tasks.config_files import load_config, resolve_config
-from tasks.platforms.connect import require_source
 from tasks.platforms.errors import ConfigError, PhiflowError
+from tasks.platforms.local.preflight import require_source
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "deployments").glob("*.yaml"))

@@ -13,8 +13,8 @@ import pytest
 
 from flows.starter import write_starter
 from tasks.config_files import load_config, resolve_config
-from tasks.platforms.connect import require_source
 from tasks.platforms.errors import ConfigError, DataError
+from tasks.platforms.local.preflight import require_source
 
 REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 RECORDS: dict[str, dict[str, Any]] = {

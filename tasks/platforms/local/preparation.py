@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +19,7 @@ from tasks.platforms.errors import (
     TransientPlatformError,
 )
 from tasks.platforms.local.files import digest_files, file_lock, read_json
+from tasks.platforms.local.preflight import BUILTIN, HUB_ID, require_base_model, require_source
 from tasks.platforms.local.state import KEEP_BYTECODE, Home, project_folder
 from tasks.platforms.refs import BaseModelRef, DataManifest, EnvironmentRef, Origin, digest_of
 from trainer.files import sha256_file
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from tasks.config import DataConfig, ModelConfig
 
 _log = logging.getLogger(__name__)
-BUILTIN = "builtin/tiny-phi3"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _INPUT_ERROR = 2
 
 
@@ -59,11 +57,9 @@ class Preparation:
         """A hub id becomes a commit, a folder its content's digest; the built-in one is built on first use."""
         if model.base == BUILTIN:
             return _labelled(self._builtin(environment), model.revision)
+        require_base_model(model)
         folder = Path(model.base)
         if folder.is_absolute():
-            if not (folder / "config.json").is_file():
-                what = "has no config.json" if folder.is_dir() else "does not exist"
-                raise ConfigError(f"Base model {folder} {what}.", fix="Set model.base to a model folder or a hub id.")
             reason = "a folder on this machine"
             digest = digest_files(folder)
             return _labelled(
@@ -132,38 +128,6 @@ class Preparation:
         _run_in(environment, code, command, f"Data {data.source}", DataError)
 
 
-def require_source(data: DataConfig) -> None:
-    """Refuse a source that can be seen to be wrong without any environment.
-
-    Raises:
-        DataError: missing, a folder, empty or unreadable.
-    """
-    for source in filter(None, (data.source, data.test_source)):
-        path = Path(source)
-        if not path.is_absolute():
-            if not _HUB_ID.fullmatch(source):
-                raise DataError(
-                    f"data.source '{source}' is neither a file here nor a hub data set's id.",
-                    fix="Name a file, or an id such as HuggingFaceH4/ultrachat_200k.",
-                )
-            continue
-        if os.path.isdir(path):
-            raise DataError(f"Data {source} is a folder, not a file.", fix="Name one file in it.")
-        try:
-            with path.open("rb") as file:
-                if not file.read(1):
-                    raise DataError(f"Data {source} is empty.", fix="Name a file with chats.")
-        except FileNotFoundError as error:
-            raise DataError(f"Data {source} does not exist.", fix="Check data.source.") from error
-        except PermissionError as error:
-            raise DataError(
-                f"Data {source} may not be read by this user.", fix="Give this user read permission."
-            ) from error
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            reason = getattr(error, "strerror", None) or error
-            raise DataError(f"Data {source!r} cannot be read: {reason}.", fix="Check data.source.") from error
-
-
 def hub_commit(name: str, revision: str, kind: str) -> str:
     """The commit a hub id and revision stand for; offline, the one in the local cache.
 
@@ -183,7 +147,7 @@ def hub_commit(name: str, revision: str, kind: str) -> str:
     what = "Base model" if kind == "model" else "Data set"
     key = "model.base" if kind == "model" else "data.source"
     try:
-        if not _HUB_ID.fullmatch(name):
+        if not HUB_ID.fullmatch(name):
             raise ConfigError(f"{what} '{name}' is neither a folder here nor a hub id.", fix=f"Set {key}.")
         info = HfApi().repo_info(name, revision=revision or None, repo_type=kind, timeout=15)
         return str(info.sha)

@@ -1,0 +1,107 @@
+"""What can be seen to be wrong before anything is built or started."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.platforms.errors import ConfigError, ConflictError, DataError
+from tasks.platforms.local.chat import program_name
+from tasks.platforms.local.services import Services
+from tasks.platforms.local.state import LEAST_FREE_BYTES, Home, project_folder
+
+if TYPE_CHECKING:
+    from tasks.config import DataConfig, ModelConfig, PipelineConfig
+
+BUILTIN = "builtin/tiny-phi3"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def require_runnable(home: Home, config: PipelineConfig) -> None:
+    """Refuse a run that cannot succeed here.
+
+    Raises:
+        ConfigError, DataError: a value that names what is not there.
+        QuotaError: the disk is full.
+    """
+    require_source(config.data)
+    require_base_model(config.model)
+    home.require_space(LEAST_FREE_BYTES)
+    for name in (config.environment.training, config.environment.serving, config.environment.chat):
+        _require_environment(name)
+    _require_chat_port(home, config.endpoint_name, config.chat.port)
+
+
+def require_base_model(model: ModelConfig) -> None:
+    """Refuse a base model that is neither here nor on any hub."""
+    folder = Path(model.base)
+    if folder.is_absolute() and not (folder / "config.json").is_file():
+        what = "has no config.json" if folder.is_dir() else "does not exist"
+        raise ConfigError(f"Base model {folder} {what}.", fix="Set model.base to a model folder or a hub id.")
+    if not folder.is_absolute() and not HUB_ID.fullmatch(model.base):
+        raise ConfigError(
+            f"model.base '{model.base}' is neither a folder here nor a hub id.",
+            fix="Name a folder, or an id such as microsoft/Phi-3.5-mini-instruct.",
+        )
+    if model.base.startswith("builtin/") and model.base != BUILTIN:
+        raise ConfigError(f"There is no built-in model '{model.base}'.", fix=f"The one there is: {BUILTIN}.")
+
+
+def _require_environment(name: str) -> None:
+    folder = project_folder("environments")
+    if not (folder / name / "requirements.txt").is_file():
+        known = ", ".join(sorted(path.parent.name for path in folder.glob("*/requirements.txt")))
+        raise ConfigError(f"There is no environment '{name}'.", fix=f"The ones there are: {known}.")
+
+
+def _require_chat_port(home: Home, endpoint: str, port: int) -> None:
+    try:
+        if port:
+            Services(home).port(program_name(endpoint), port, setting="chat.port")
+    except ConflictError as error:
+        raise ConfigError(error.message, fix=error.fix) from error
+
+
+def require_source(data: DataConfig) -> None:
+    """Refuse a source that can be seen to be wrong without any environment.
+
+    Raises:
+        DataError: missing, a folder, empty or unreadable; or hub settings for a file.
+    """
+    if Path(data.source).is_absolute():
+        for key, value, default in (
+            ("config", data.config, ""),
+            ("split", data.split, "train"),
+            ("revision", data.revision, ""),
+        ):
+            if value != default:
+                raise DataError(
+                    f"data.{key} '{value}' is for hub data sets, but data.source {data.source} is a file.",
+                    fix=f"Leave data.{key} out.",
+                )
+    for source in filter(None, (data.source, data.test_source)):
+        path = Path(source)
+        if not path.is_absolute():
+            if not HUB_ID.fullmatch(source):
+                raise DataError(
+                    f"data.source '{source}' is neither a file here nor a hub data set's id.",
+                    fix="Name a file, or an id such as HuggingFaceH4/ultrachat_200k.",
+                )
+            continue
+        if os.path.isdir(path):
+            raise DataError(f"Data {source} is a folder, not a file.", fix="Name one file in it.")
+        try:
+            with path.open("rb") as file:
+                if not file.read(1):
+                    raise DataError(f"Data {source} is empty.", fix="Name a file with chats.")
+        except FileNotFoundError as error:
+            raise DataError(f"Data {source} does not exist.", fix="Check data.source.") from error
+        except PermissionError as error:
+            raise DataError(
+                f"Data {source} may not be read by this user.", fix="Give this user read permission."
+            ) from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"Data {source!r} cannot be read: {reason}.", fix="Check data.source.") from error

@@ -274,12 +274,15 @@ def shuffled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class Served:
-    """A configuration that has been run once, with the document of that run."""
+    """A configuration that has been run once, with the document and the log of that run."""
 
     def __init__(self, journey: Journey) -> None:
         self.name = "shelves"
         self.config = journey.configure(self.name, gate={"champion_tolerance": 10.0})
-        self.first = journey.json("run", self.config, timeout=600)
+        ended = journey.phiflow("run", self.config, "--json", timeout=600)
+        assert ended.returncode == 0, ended.stderr[-4000:]
+        self.first: dict[str, Any] = json.loads(ended.stdout)
+        self.log = ended.stderr
         self.url: str = self.first["endpoint"]["url"]
         self.chat_url: str = self.first["chat"]["url"]
 

@@ -27,7 +27,7 @@ def refused(journey: Journey, config: Path, *overrides: str) -> dict[str, Any]:
 
 def test_worse_model_is_refused(journey: Journey, served: Served) -> None:
     """A candidate no better than its base, or surely worse than what serves, gets no version and no traffic."""
-    config = journey.configure("strict", gate={"champion_tolerance": 0.0})
+    config = journey.configure("strict", gate={"champion_tolerance": 0.0, "min_improvement": 0.01})
     first = journey.json("run", config)
     idle = refused(journey, config, "train.learning_rate=1e-9")
     assert "is not better than the base" in idle["run"]["message"]

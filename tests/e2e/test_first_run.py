@@ -91,21 +91,19 @@ def test_status_shows_what_serves(journey: Journey, served: Served) -> None:
 
 def test_second_run_reuses_everything(journey: Journey, served: Served) -> None:
     """With nothing changed a run makes no data, job, version or deployment, says why, and takes under 15 s."""
-    config = journey.configure("again", rollout={"hold_seconds": 1})
-    first = journey.json("run", config)
-    best = float("inf")
-    for _ in range(2):
-        started = time.monotonic()
-        second = journey.json("run", config)
-        best = min(best, time.monotonic() - started)
+    # Another test may have given the endpoint another version meanwhile.
+    first = journey.json("run", served.config)
+    jobs = journey.jobs(served.name)
+    started = time.monotonic()
+    second = journey.json("run", served.config)
+    assert time.monotonic() - started < 15
     steps = {step["name"]: step for step in second["steps"]}
     for name in [*MAKING, *(name for name in STEPS if name.startswith("ensure_environment"))]:
         assert steps[name]["reused"] is True, name
         assert len(steps[name]["reason"].split()) > 2, name
     for section in ("data", "job", "model", "endpoint", "chat"):
         assert second[section] == first[section], section
-    assert len(journey.jobs("again")) == 1
-    assert best < 15
+    assert journey.jobs(served.name) == jobs
 
 
 def test_endpoint_refuses_a_wrong_key(journey: Journey, served: Served) -> None:
@@ -134,14 +132,14 @@ def test_key_is_nowhere_but_in_its_files(journey: Journey, served: Served) -> No
             continue
 
 
-def test_output_of_a_run_holds_no_key(journey: Journey, served: Served) -> None:
-    """Neither the document nor the log lines of a run, nor `status`, `plan` and `env`, show the key."""
+def test_output_of_commands_holds_no_key(journey: Journey, served: Served) -> None:
+    """Neither the document nor the log of a run, nor `status` and `env`, show the key."""
     key = journey.key(served.name)
-    for command in (("run", served.config), ("status", served.config), ("plan", served.config), ("env",)):
+    assert key not in served.log + json.dumps(served.first)
+    for command in (("status", served.config), ("status", served.config, "--json"), ("env",)):
         ended = journey.phiflow(*command)
         assert ended.returncode == 0, ended.stderr
         assert key not in ended.stdout + ended.stderr, command
-    assert key not in json.dumps(served.first)
 
 
 def test_wrong_configuration_starts_nothing(journey: Journey, served: Served) -> None:

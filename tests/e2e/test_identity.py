@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from journey import ROOT, Journey, Served, records
 
-pytestmark = pytest.mark.journey
+pytestmark = [pytest.mark.journey, pytest.mark.slow]
 
 
 def job_key(journey: Journey, config: Path, *overrides: str) -> str:

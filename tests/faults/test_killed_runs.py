@@ -13,7 +13,7 @@ from journey import Journey, Served, eventually, kill
 
 pytestmark = pytest.mark.journey
 
-LONG = {"num_train_epochs": 80, "save_steps": 20}
+LONG = {"num_train_epochs": 60, "save_steps": 20}
 
 
 def trainer_of(journey: Journey, name: str) -> psutil.Process:
@@ -57,6 +57,7 @@ def test_killed_run_is_adopted(journey: Journey, served: Served) -> None:
     assert run_states(journey, "adopted") == ["Crashed", "Completed"]
 
 
+@pytest.mark.slow
 def test_killed_trainer_is_a_failed_run_and_then_a_second_attempt(journey: Journey, served: Served) -> None:
     """kill -9 of the trainer ends the run with one line and exit code 4; the next goes on from the checkpoint."""
     config = journey.configure("shot", train=LONG)

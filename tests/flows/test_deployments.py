@@ -128,6 +128,7 @@ def test_deployment_has_a_form_and_a_sleeping_schedule(journey: Journey, prefect
     assert schedule["schedule"]["cron"] == "0 2 * * *"
 
 
+@pytest.mark.slow
 def test_failed_run_is_retried_from_the_step_that_failed(journey: Journey, prefect: Prefect) -> None:
     """After the UI's Retry, what the run already did is not done again, and it ends Completed with all artifacts."""
     with socket.create_server(("127.0.0.1", 0)) as stranger:
@@ -225,7 +226,7 @@ def _is_uuid(word: str) -> bool:
 @pytest.mark.slow
 def test_refused_run_is_completed_with_that_name(journey: Journey, prefect: Prefect) -> None:
     """When the gate says no, Prefect shows a Completed run named Refused, with the report, and no traffic moved."""
-    config = journey.configure("refused", train={"learning_rate": 1e-9})
+    config = journey.configure("refused", train={"learning_rate": 1e-9}, gate={"min_improvement": 0.01})
     ended = journey.phiflow("run", config, "--json")
     assert ended.returncode == 3, ended.stderr
     told = json.loads(ended.stdout)

@@ -50,9 +50,8 @@ def stop_local_jobs(home: str = "") -> tuple[str, ...]:
 def require_runnable(config: PipelineConfig) -> None:
     """Refuse a run that can be seen to fail, before anything is built or started for it."""
     from tasks.platforms.local.preflight import require_runnable
-    from tasks.platforms.local.state import Home
 
-    require_runnable(Home.open(config.platform.home), config)
+    require_runnable(config)
 
 
 def project_folder(*parts: str) -> Path:

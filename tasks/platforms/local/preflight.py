@@ -19,7 +19,7 @@ BUILTIN = "builtin/tiny-phi3"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def require_runnable(home: Home, config: PipelineConfig) -> None:
+def require_runnable(config: PipelineConfig) -> None:
     """Refuse a run that cannot succeed here.
 
     Raises:
@@ -28,9 +28,10 @@ def require_runnable(home: Home, config: PipelineConfig) -> None:
     """
     require_source(config.data)
     require_base_model(config.model)
-    home.require_space(LEAST_FREE_BYTES)
     for name in (config.environment.training, config.environment.serving, config.environment.chat):
         _require_environment(name)
+    home = Home.open(config.platform.home)  # only now: a mistake leaves nothing behind
+    home.require_space(LEAST_FREE_BYTES)
     _require_chat_port(home, config.endpoint_name, config.chat.port)
 
 
@@ -71,12 +72,8 @@ def require_source(data: DataConfig) -> None:
         DataError: missing, a folder, empty or unreadable; or hub settings for a file.
     """
     if Path(data.source).is_absolute():
-        for key, value, default in (
-            ("config", data.config, ""),
-            ("split", data.split, "train"),
-            ("revision", data.revision, ""),
-        ):
-            if value != default:
+        for key, default in (("config", ""), ("split", "train"), ("revision", "")):
+            if (value := getattr(data, key)) != default:
                 raise DataError(
                     f"data.{key} '{value}' is for hub data sets, but data.source {data.source} is a file.",
                     fix=f"Leave data.{key} out.",

@@ -37,7 +37,7 @@ class Jobs:
     """The jobs of one state folder.
 
     Args:
-        tracking: gives the job's environment variables for MLflow, by job name; called when one starts.
+        tracking: gives a training job's environment variables for MLflow, by job and run name; called when it starts.
     """
 
     def __init__(self, home: Home, tracking: Callable[[str, str], dict[str, str]]) -> None:
@@ -158,7 +158,7 @@ class Jobs:
         (folder / "logs").mkdir(exist_ok=True)
         write_json(folder / "train.json", json.loads(spec.settings))
         code = self._home.snapshot(project_folder("trainer"), "trainer")
-        environment = self._tracking(name, spec.run_name)
+        environment = self._tracking(name, spec.run_name) if spec.kind == JobKind.TRAINING else {}
         write_json(
             folder / "job.json",
             {

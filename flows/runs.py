@@ -52,6 +52,7 @@ def begin_run() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(known, WithoutTraceback) for known in logger.filters):
             logger.addFilter(WithoutTraceback())
+    _show_progress_of_adapters()
     with get_client(sync_client=True) as client:
         run_id = UUID(str(flow_run.id))
         client.update_flow_run_labels(run_id, {_HOST: socket.gethostname(), _PROCESS: _process_token(os.getpid())})
@@ -60,6 +61,15 @@ def begin_run() -> None:
                 message = "Its process on this machine has died; a later run adopts what it started."
                 client.set_flow_run_state(run.id, Crashed(message=message), force=True)
                 _log.warning("Marked run %s as Crashed: its process has died", run.id)
+
+
+def _show_progress_of_adapters() -> None:
+    """Prefect sends extra loggers to its server alone; what takes minutes must be seen in the terminal too."""
+    adapters = logging.getLogger("tasks")
+    adapters.setLevel(logging.INFO)
+    for handler in logging.getLogger("prefect").handlers:
+        if handler not in adapters.handlers:
+            adapters.addHandler(handler)
 
 
 def cancel_runs(config_name: str) -> list[str]:

@@ -31,14 +31,6 @@ class PhiflowError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.fix}".strip()
 
-    def __reduce__(self) -> tuple[object, ...]:
-        # Prefect pickles the exception of a failed run; keyword-only arguments need help.
-        return _rebuild, (type(self), self.message, self.fix, self.detail)
-
-
-def _rebuild(kind: type[PhiflowError], message: str, fix: str, detail: tuple[str, ...]) -> PhiflowError:
-    return kind(message, fix=fix, detail=detail)
-
 
 class ConfigError(PhiflowError):
     """The configuration or the command line is wrong."""

@@ -1,6 +1,6 @@
 """Scores a model on a file of chats: loss on what the assistant says, and answers word for word.
 
-    python -m trainer.evaluate --model-dir DIR --eval-file FILE --output FILE [--config train.json]
+python -m trainer.evaluate --model-dir DIR --eval-file FILE --output FILE [--config train.json]
 """
 
 from __future__ import annotations

@@ -254,8 +254,6 @@ def merge_lora(model: Any, probe_ids: list[int]) -> Any:
         difference = (merged(input_ids=probe).logits.float() - before).abs().max().item()
     scale = max(before.abs().max().item(), 1.0)
     if not difference <= 1e-2 * scale:
-        raise TrainerError(
-            f"Merging LoRA changed the model: logits differ by {difference:.3g}.", "Report this.", "bug"
-        )
+        raise TrainerError(f"Merging LoRA changed the model: logits differ by {difference:.3g}.", "Report this.", "bug")
     log.info("Merged LoRA largest_logit_difference=%.2g", difference)
     return merged

@@ -1,6 +1,6 @@
 """Builds a small Phi-3 model with its own tokenizer from a file of chats: the same file, the same bytes.
 
-    python -m trainer.tiny_model --corpus CHATS.jsonl --output-dir DIR
+python -m trainer.tiny_model --corpus CHATS.jsonl --output-dir DIR
 """
 
 from __future__ import annotations

@@ -34,9 +34,7 @@ def main(rounds: int) -> None:
         for name, command in COMMANDS.items():
             seen[name].append(seconds_of(command))
     for name, seconds in seen.items():
-        print(
-            f"{name}: median {statistics.median(seconds):.3f} s, {min(seconds):.3f} to {max(seconds):.3f} s"
-        )
+        print(f"{name}: median {statistics.median(seconds):.3f} s, {min(seconds):.3f} to {max(seconds):.3f} s")
     first, second = (statistics.median(seconds) for seconds in seen.values())
     print(f"ratio of the medians {first / second:.1f}, {rounds} rounds")
 

@@ -210,9 +210,7 @@ def test_same_deployment_is_adopted_and_another_model_gets_its_own(
     assert {deployment.name for deployment in status.deployments} == names
 
 
-def test_time_outs_of_the_rollout_do_not_deploy_again(
-    platform: Platform, deploy: Callable[..., DeploymentRef]
-) -> None:
+def test_time_outs_of_the_rollout_do_not_deploy_again(platform: Platform, deploy: Callable[..., DeploymentRef]) -> None:
     """How long a run waits for a deployment is no part of its name."""
     assert deploy("1") == deploy("1", SERVING.model_copy(update={"start_timeout_seconds": 33}))
 
@@ -283,9 +281,7 @@ def test_invoking_an_unknown_endpoint_is_one_clear_error(platform: Platform) -> 
         platform.invoke("nowhere", [{"role": "user", "content": "?"}])
 
 
-def test_deployment_with_traffic_is_not_deleted(
-    platform: Platform, deploy: Callable[..., DeploymentRef]
-) -> None:
+def test_deployment_with_traffic_is_not_deleted(platform: Platform, deploy: Callable[..., DeploymentRef]) -> None:
     """A deployment is deleted only without traffic; deleting it twice is no error."""
     deployment = deploy("1")
     platform.set_traffic(NAME, {deployment.name: 100}, "all")

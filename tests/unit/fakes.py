@@ -173,9 +173,7 @@ class FakePlatform:
         finally:
             self.leases.remove(owner)
 
-    def deploy(
-        self, endpoint: str, model: ModelVersion, serving: Any, environment: EnvironmentRef
-    ) -> DeploymentRef:
+    def deploy(self, endpoint: str, model: ModelVersion, serving: Any, environment: EnvironmentRef) -> DeploymentRef:
         name = f"v{model.version}-{serving.max_concurrent_requests}"
         exists = name in self.deployments
         self.deployments.setdefault(name, model.version)

@@ -57,9 +57,7 @@ def test_help_names_every_command(phiflow: Callable) -> None:
     ended = phiflow("--help")
     assert ended.returncode == 0
     for command in COMMANDS:
-        line = next(
-            (line for line in ended.stdout.splitlines() if line.strip().startswith(f"{command} ")), ""
-        )
+        line = next((line for line in ended.stdout.splitlines() if line.strip().startswith(f"{command} ")), "")
         assert len(line.split()) > 3, f"{command}: {line!r}"
 
 
@@ -83,9 +81,7 @@ def test_version_is_one_line(phiflow: Callable) -> None:
         ["init"],
     ],
 )
-def test_wrong_command_line_is_exit_code_2(
-    phiflow: Callable, phiflow_home: Path, arguments: list[str]
-) -> None:
+def test_wrong_command_line_is_exit_code_2(phiflow: Callable, phiflow_home: Path, arguments: list[str]) -> None:
     """An unknown command or option, or a missing argument, is exit code 2 and starts nothing."""
     ended = phiflow(*arguments)
     assert ended.returncode == 2
@@ -94,9 +90,7 @@ def test_wrong_command_line_is_exit_code_2(
     assert not phiflow_home.exists()
 
 
-def test_state_folder_that_cannot_be_made_is_exit_code_2(
-    phiflow: Callable, phiflow_home: Path, tmp_path: Path
-) -> None:
+def test_state_folder_that_cannot_be_made_is_exit_code_2(phiflow: Callable, phiflow_home: Path, tmp_path: Path) -> None:
     """A state folder that is a file is told in one line with what to do."""
     phiflow_home.write_text("a file")
     ended = phiflow("stop")

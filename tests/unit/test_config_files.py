@@ -216,9 +216,7 @@ def test_unreadable_configuration_is_one_line(open_folder: Path) -> None:
     path = open_folder / "run.yaml"
     path.write_text(GOOD)
     path.chmod(0o000)
-    assert unprivileged(lambda: load_config(path)).startswith(
-        f"ConfigError 2 Configuration {path} may not be read"
-    )
+    assert unprivileged(lambda: load_config(path)).startswith(f"ConfigError 2 Configuration {path} may not be read")
     path.chmod(0o644)
     assert unprivileged(lambda: load_config(path)) == "no error"
     open_folder.chmod(0o000)
@@ -250,9 +248,7 @@ def test_unreadable_data_is_one_line(open_folder: Path) -> None:
         ("~nobody-of-this-name/x.jsonl", "does not exist"),
     ],
 )
-def test_wrong_source_is_one_line(
-    write: Callable[..., Path], tmp_path: Path, source: str, wanted: str
-) -> None:
+def test_wrong_source_is_one_line(write: Callable[..., Path], tmp_path: Path, source: str, wanted: str) -> None:
     """A data source that cannot be right is refused in one line, before any environment is built."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty.jsonl").touch()
@@ -284,9 +280,7 @@ def test_wrong_source_is_one_line(
         ("chat.port=-1", ("chat.port", "-1")),
     ],
 )
-def test_wrong_override_is_one_line(
-    write: Callable[..., Path], override: str, wanted: tuple[str, ...]
-) -> None:
+def test_wrong_override_is_one_line(write: Callable[..., Path], override: str, wanted: tuple[str, ...]) -> None:
     """A wrong --set is one line that names the key and what was meant."""
     line = mistake(write(), override)
     for part in wanted:
@@ -304,9 +298,7 @@ def test_numbers_are_read_as_people_write_them(write: Callable[..., Path]) -> No
 def test_origin_of_each_value(write: Callable[..., Path]) -> None:
     """Each value says whether it is the default, the file's or --set's; --set wins over the file."""
     path = write("rollout: {hold_seconds: 3, num_probes: 2}\n")
-    config, origins = resolve_config(
-        path, ["rollout.hold_seconds=7", "rollout={keep_previous: 2}", "train.seed=4"]
-    )
+    config, origins = resolve_config(path, ["rollout.hold_seconds=7", "rollout={keep_previous: 2}", "train.seed=4"])
     assert (config.rollout.keep_previous, config.train.seed) == (2, 4)
     assert origins["name"] == origins["data.source"] == str(path)
     assert origins["rollout.keep_previous"] == origins["train.seed"] == "--set"
@@ -347,9 +339,7 @@ def test_paths_are_relative_to_who_gave_them(
     assert config.data.test_source == str(tmp_path / "test.csv")
 
 
-def test_home_folder_is_expanded(
-    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_home_folder_is_expanded(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """~ is the user's home, in data, model and platform."""
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     config = load_config(write("model: {base: ~/m}\nplatform: {home: ~/state}\n"), ["data.source=~/x.jsonl"])

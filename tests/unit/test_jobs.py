@@ -129,9 +129,7 @@ def runner(jobs: Jobs, job: JobRef) -> int:
 
 def wait_for_state(jobs: Jobs, job: JobRef, state: JobState) -> None:
     """Poll until the job is in the state; fail at once when it ended in another."""
-    status = wait_for(
-        lambda: (s := jobs.read(job)).state in (state, *([s.state] if s.state.ended else [])) and s
-    )
+    status = wait_for(lambda: (s := jobs.read(job)).state in (state, *([s.state] if s.state.ended else [])) and s)
     assert status.state == state, status
 
 
@@ -204,9 +202,7 @@ def test_two_submitters_at_once_start_one_process(jobs: Jobs, spec: JobSpec, con
     """Submitting from two processes at the same time makes one job; one of them adopts it."""
     context = multiprocessing.get_context("fork")
     named = context.Queue()
-    submitters = [
-        context.Process(target=submit_and_hang, args=(jobs, spec, f"run-{n}", named)) for n in (1, 2)
-    ]
+    submitters = [context.Process(target=submit_and_hang, args=(jobs, spec, f"run-{n}", named)) for n in (1, 2)]
     for submitter in submitters:
         submitter.start()
     told = sorted(named.get(timeout=20) for _ in submitters)
@@ -296,9 +292,7 @@ def test_cancelled_job_leaves_a_checkpoint(jobs: Jobs, spec: JobSpec, control: P
     assert "checkpoint step 7" in second.origin.reason
 
 
-def test_deaf_job_is_killed(
-    jobs: Jobs, spec: JobSpec, control: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_deaf_job_is_killed(jobs: Jobs, spec: JobSpec, control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trainer that ignores the request to stop is killed after a grace, with nothing left running."""
     monkeypatch.setattr(jobs_module, "_CANCEL_GRACE_SECONDS", 0.3)
     (control / "stubborn").touch()

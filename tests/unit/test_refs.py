@@ -27,9 +27,7 @@ def spec_of(config: PipelineConfig, *, base_digest: str = "b" * 64, data: Any = 
     """The training job that a configuration asks for."""
     whole = job_spec()
     base = replace(whole.model, base=config.model.base, digest=base_digest)
-    return training_spec(
-        config.name, config.train, base, data or whole.data, whole.environment, whole.compute
-    )
+    return training_spec(config.name, config.train, base, data or whole.data, whole.environment, whole.compute)
 
 
 def configuration(**sections: Any) -> PipelineConfig:

@@ -112,9 +112,7 @@ def test_healthy_rollout_moves_traffic_in_steps(platform: FakePlatform, run_flow
     assert ended.report.endpoint.traffic.main == "v2-16"
 
 
-def test_first_deployment_gets_all_traffic_at_once(
-    run_flow: Callable[..., Any], platform: FakePlatform
-) -> None:
+def test_first_deployment_gets_all_traffic_at_once(run_flow: Callable[..., Any], platform: FakePlatform) -> None:
     """Where nothing serves there is nothing to share traffic with; the probe comes first all the same."""
     platform.deployments.clear()
     platform.percents.clear()
@@ -160,9 +158,7 @@ def test_failed_probe_restores_traffic(
     unchanged(platform)
 
 
-def test_deployment_that_does_not_start_is_taken_away(
-    platform: FakePlatform, run_flow: Callable[..., Any]
-) -> None:
+def test_deployment_that_does_not_start_is_taken_away(platform: FakePlatform, run_flow: Callable[..., Any]) -> None:
     """A server that does not start, or not in time, is named with its reason and deleted."""
     platform.fails_to_start["v2-16"] = "out of memory"
     with pytest.raises(RolloutError, match="v2-16 on support did not start: out of memory"):
@@ -206,9 +202,7 @@ def test_cancelled_run_restores_traffic(
     unchanged(platform)
 
 
-def test_failed_rollout_keeps_a_deployment_that_was_there(
-    platform: FakePlatform, run_flow: Callable[..., Any]
-) -> None:
+def test_failed_rollout_keeps_a_deployment_that_was_there(platform: FakePlatform, run_flow: Callable[..., Any]) -> None:
     """A candidate that was deployed before the run is not deleted when the rollout fails."""
     platform.serve("v2-16", "2", 0)
     platform.answers["v2-16"] = broken
@@ -260,9 +254,7 @@ def test_frozen_endpoint_is_left_alone(platform: FakePlatform, run_flow: Callabl
     unchanged(platform)
 
 
-def test_frozen_endpoint_keeps_its_serving_configuration(
-    platform: FakePlatform, run_flow: Callable[..., Any]
-) -> None:
+def test_frozen_endpoint_keeps_its_serving_configuration(platform: FakePlatform, run_flow: Callable[..., Any]) -> None:
     """The version that serves is not moved to another deployment while the endpoint is frozen."""
     platform.frozen = "holiday"
     ended = run_flow("1", serving={"max_concurrent_requests": 2})
@@ -313,9 +305,7 @@ def test_two_runs_do_not_change_an_endpoint_at_once(
     unchanged(platform)
 
 
-def test_killed_rollout_is_undone_by_the_next_run(
-    platform: FakePlatform, run_flow: Callable[..., Any]
-) -> None:
+def test_killed_rollout_is_undone_by_the_next_run(platform: FakePlatform, run_flow: Callable[..., Any]) -> None:
     """Traffic that a killed run left half-way goes back before the next run looks at the endpoint."""
     platform.serve("v2-16", "2", 0)
     platform.set_traffic(ENDPOINT, {OLD: 50, "v2-16": 50}, "a run that was killed")
@@ -363,9 +353,7 @@ def test_probes_are_limited_and_may_differ_a_little(platform: FakePlatform) -> N
         probe(PLACE, deployment, training_result(), RolloutConfig(num_probes=5, min_probe_match=0.9))
 
 
-def test_without_samples_the_deployment_must_still_answer(
-    platform: FakePlatform, run_flow: Callable[..., Any]
-) -> None:
+def test_without_samples_the_deployment_must_still_answer(platform: FakePlatform, run_flow: Callable[..., Any]) -> None:
     """An evaluation without sample answers does not spare the candidate its probe."""
     platform.samples = []
     platform.answers["v2-16"] = lambda question: ""
@@ -400,9 +388,7 @@ PROMPT = [{"role": "user", "content": "question 1"}]
 def watch(platform: FakePlatform, **limits: Any) -> None:
     """Watch version 2 beside version 1 once."""
     platform.serve("v2-16", "2", 0)
-    tasks.rollout.watch(
-        platform, ENDPOINT, "v2-16", OLD, RolloutConfig(**{"hold_seconds": 0, **limits}), [PROMPT]
-    )
+    tasks.rollout.watch(platform, ENDPOINT, "v2-16", OLD, RolloutConfig(**{"hold_seconds": 0, **limits}), [PROMPT])
 
 
 def test_watch_asks_both_versions(platform: FakePlatform) -> None:

@@ -18,9 +18,7 @@ from tasks.platforms.local.preflight import require_source
 
 REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 RECORDS: dict[str, dict[str, Any]] = {
-    "messages": {
-        "messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
-    },
+    "messages": {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]},
     "sharegpt": {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]},
     "alpaca": {"instruction": "Say hello.", "input": "", "output": "Hello."},
     "prompt-completion": {"prompt": "Hi?", "completion": "Hello."},
@@ -73,9 +71,7 @@ def test_every_line_a_user_may_change_is_explained(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"there is no {REAL_DATA}")
-@pytest.mark.parametrize(
-    ("name", "shape"), [("sharegpt_vicuna.json", "sharegpt"), ("alpaca_en.json", "alpaca")]
-)
+@pytest.mark.parametrize(("name", "shape"), [("sharegpt_vicuna.json", "sharegpt"), ("alpaca_en.json", "alpaca")])
 def test_real_data(tmp_path: Path, name: str, shape: str) -> None:
     """Chat data as its users have it is recognised."""
     (tmp_path / name).symlink_to(REAL_DATA / name)
@@ -189,7 +185,5 @@ def test_init_command(tmp_path: Path, phiflow: Callable, phiflow_home: Path) -> 
     ]
     ended = phiflow("init", "my_chats.jsonl")
     assert ended.returncode == 2
-    assert ended.stderr.splitlines() == [
-        "error: my_chats.yaml exists. Edit it, or overwrite it with --force."
-    ]
+    assert ended.stderr.splitlines() == ["error: my_chats.yaml exists. Edit it, or overwrite it with --force."]
     assert not phiflow_home.exists()

@@ -43,7 +43,7 @@ def _listener(port: int) -> tuple[str, str]:
 
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections(kind="tcp"):
-            if connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
+            if connection.status != psutil.CONN_LISTEN or getattr(connection.laddr, "port", None) != port:
                 continue
             with contextlib.suppress(psutil.Error, OSError):
                 if connection.pid:

@@ -16,7 +16,8 @@ import shlex
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from tasks.platforms.local.supervisord import NoAnswer, Supervisord, can_be_name
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _LOCK_SECONDS = 120.0
 _STRAY_GRACE_SECONDS = 10.0
+_ENDED_AT_ONCE = 16
 _STATES = {0: "stopped", 10: "starting", 20: "running", 40: "stopping"}
 _ALREADY_STARTED = 60
 
@@ -282,17 +284,14 @@ class Supervisor:
         A process that this one runs under cannot be ended; it is remembered for the next command.
         """
         own = processes.lineage()
-        strays: set[ProcessId] = set()
+        recorded = []
         for name in names:
             with contextlib.suppress(KeyError, TypeError, ValueError, PhiflowError):
-                processes.terminate_tree(
-                    ProcessId.from_json(files.read_json(self._record_file(name), {})), _STRAY_GRACE_SECONDS
-                )
-        for process, name in processes.find_marked(self._home).items():
-            if process.pid in own:
-                strays.add(process)
-            elif everything or name in names:
-                processes.terminate_tree(process, _STRAY_GRACE_SECONDS)
+                recorded.append(ProcessId.from_json(files.read_json(self._record_file(name), {})))
+        _end_all(recorded)
+        marked = processes.find_marked(self._home)
+        strays = {process for process in marked if process.pid in own}
+        _end_all([process for process in marked if process not in strays and (everything or marked[process] in names)])
         if everything and strays:
             files.write_json(self._strays_file, [process.as_json() for process in strays])
 
@@ -304,3 +303,10 @@ class Supervisor:
                 processes.terminate_tree(process, _STRAY_GRACE_SECONDS)
         if not any(process.pid in own for process in recorded):
             self._strays_file.unlink(missing_ok=True)
+
+
+def _end_all(roots: Sequence[ProcessId]) -> None:
+    """End process trees side by side: one that takes its whole grace must not delay the others."""
+    if roots:
+        with ThreadPoolExecutor(min(len(roots), _ENDED_AT_ONCE)) as pool:
+            list(pool.map(lambda root: processes.terminate_tree(root, _STRAY_GRACE_SECONDS), roots))

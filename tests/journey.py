@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -264,13 +263,6 @@ def kill(pid: int) -> None:
     process = psutil.Process(pid)
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 10)
-
-
-def shuffled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same questions with each other's answers: what a model learns from them is wrong."""
-    answers = [row["messages"][1] for row in rows]
-    random.Random(0).shuffle(answers)
-    return [{"messages": [row["messages"][0], answer]} for row, answer in zip(rows, answers, strict=True)]
 
 
 class Served:

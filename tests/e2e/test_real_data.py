@@ -29,14 +29,10 @@ def data_file(name: str) -> Path:
     ],
 )
 def test_real_chats_are_trained_on_and_served(journey: Journey, served: Served, name: str, question: str) -> None:
-    """ShareGPT and Alpaca files as they are found become a served model."""
+    """The default configuration with a ShareGPT or an Alpaca file as it is found ends with a served model."""
     run_name = name.partition("_")[0]
-    config = journey.configure(
-        run_name,
-        data={"source": str(data_file(name)), "max_rejected_share": 0.2},
-        train={"max_steps": 15, "max_length": 256, "num_eval_generations": 2, "num_samples": 2},
-    )
-    told = journey.json("run", config, timeout=580)
+    source = f"data.source={data_file(name)}"
+    told = journey.json("run", ROOT / "deployments" / "local.yaml", "--set", source, "--set", f"name={run_name}")
     assert told["run"]["state"] == "Completed"
     assert told["data"]["counts"]["train"] > told["data"]["counts"]["test"] > 10
     for rejected in told["data"]["rejected"]:

@@ -68,14 +68,15 @@ def test_model_that_answers_garbage_gets_no_traffic(journey: Journey, served: Se
     first = journey.json("run", config)
     url, (old,) = first["endpoint"]["url"], list(first["endpoint"]["traffic"])
     weights = next(model_of_endpoint(journey, "garbled").rglob("*.safetensors"))
-    whole = weights.read_bytes()
+    whole = weights.with_name("whole")
     with Client(journey, url, "garbled") as client:
-        # The old server has its weights in memory; the new one reads noise.
-        weights.write_bytes(noise_for(whole))
+        # Renamed, not written over: the old server has the file mapped into its memory.
+        weights.rename(whole)
+        weights.write_bytes(noise_for(whole.read_bytes()))
         try:
             ended = journey.phiflow("run", config, "--set", "serving.max_concurrent_requests=5")
         finally:
-            weights.write_bytes(whole)
+            whole.replace(weights)
     assert ended.returncode == 4, ended.stderr
     (line,) = errors_of(ended.stderr)
     assert "Deployment v1-" in line
@@ -96,12 +97,10 @@ def model_of_endpoint(journey: Journey, name: str) -> Path:
 
 
 def noise_for(whole: bytes) -> bytes:
-    """The same tensors with other values: every small number's sign and size changed."""
+    """A safetensors file with the same tensors, each number (32 bits) another small one."""
     length = 8 + int.from_bytes(whole[:8], "little")
-    body = bytearray(whole[length:])
-    body[:] = body[::-1][: len(body)]
-    for index in range(3, len(body), 4):
-        body[index] = 0x3D | (body[index] & 0x80)
+    body = bytearray(whole[length:][::-1])
+    body[3::4] = bytes(0x3D | (byte & 0x80) for byte in body[3::4])
     return whole[:length] + bytes(body)
 
 

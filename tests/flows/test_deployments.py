@@ -99,6 +99,8 @@ class Prefect:
 @pytest.fixture(scope="module")
 def prefect(journey: Journey, served: Served) -> Prefect:
     """Deployed from a clone, beside a worker that already runs."""
+    if not (ROOT / ".git").exists():
+        pytest.skip(f"{ROOT} is not a git repository that could be cloned")
     return Prefect(journey)
 
 

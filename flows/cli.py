@@ -21,7 +21,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Config = Annotated[
+Config = Annotated[Path | None, typer.Argument(help="Configuration file; deployments/local.yaml without it.")]
+Served = Annotated[
     Path | None, typer.Argument(help="Configuration file; without it the last one run, else deployments/local.yaml.")
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration file.")]
@@ -69,26 +70,26 @@ def run(config: Config = None, set_: Set = None, as_json: Json = False) -> None:
 @app.command()
 def plan(config: Config = None, set_: Set = None, as_json: Json = False) -> None:
     """Show what a run would create and reuse; trains and deploys nothing."""
-    from flows.command import open_configuration
+    from flows.command import default_configuration, open_configuration
     from flows.plan import make_plan
     from flows.show import show_plan
 
-    resolved, origins = open_configuration(config, set_)
+    resolved, origins = open_configuration(config or default_configuration(), set_)
     _print(make_plan(resolved, origins), as_json, show_plan)
 
 
 @app.command()
 def data(config: Config = None, set_: Set = None, as_json: Json = False) -> None:
     """Prepare the training data of a configuration; trains nothing."""
-    from flows.command import open_configuration
+    from flows.command import default_configuration, open_configuration
     from flows.plan import prepare
     from flows.show import show_data
 
-    _print(prepare(open_configuration(config, set_)[0]), as_json, show_data)
+    _print(prepare(open_configuration(config or default_configuration(), set_)[0]), as_json, show_data)
 
 
 @app.command()
-def status(config: Config = None, set_: Set = None, as_json: Json = False) -> None:
+def status(config: Served = None, set_: Set = None, as_json: Json = False) -> None:
     """Show the model version, the endpoint and its traffic, the chat app, MLflow and the services."""
     from flows.command import open_configuration
     from flows.operate import read_status
@@ -112,7 +113,7 @@ def chat(
 
 
 @app.command()
-def cancel(config: Config = None) -> None:
+def cancel(config: Served = None) -> None:
     """Stop the runs of a configuration, cancel their jobs and restore the traffic."""
     from flows.command import open_configuration
     from flows.operate import cancel_everything
@@ -124,7 +125,7 @@ def cancel(config: Config = None) -> None:
 @app.command("roll-back")
 def roll_back(
     reason: Annotated[str, typer.Option(help="Kept with the version, which never gets traffic again.")],
-    config: Config = None,
+    config: Served = None,
     to: Annotated[str, typer.Option(metavar="VERSION", help="The model version to go back to.")] = "",
     as_json: Json = False,
 ) -> None:
@@ -138,7 +139,7 @@ def roll_back(
 
 @app.command()
 def freeze(
-    config: Config = None,
+    config: Served = None,
     reason: Annotated[str, typer.Option(help="Shown to runs that stop because of it.")] = "frozen by hand",
     off: Annotated[bool, typer.Option("--off", help="Let runs change the traffic again.")] = False,
 ) -> None:

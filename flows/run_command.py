@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flows.command import as_json_text, last_run, open_configuration, remember_run, report_error
+from flows.command import as_json_text, default_configuration, open_configuration, remember_run, report_error
 from tasks.config import PipelineConfig
 from tasks.platforms.connect import local_services, require_runnable
 from tasks.platforms.errors import EXIT_BUG, EXIT_REFUSED, PhiflowError
@@ -18,17 +18,17 @@ INTERRUPTED = 130
 
 def run_configuration(path: Path | None, overrides: list[str] | None, as_json: bool) -> int:
     """Run the flow and return the exit code: 0 done, 3 refused, else what the error says."""
+    path = path or default_configuration()
     config, _ = open_configuration(path, overrides)
     require_runnable(config)
     point_at_prefect(config)
-    remember_run((path or last_run()[0]), overrides or [])
+    remember_run(path, overrides or [])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `phiflow cancel` interrupts like Ctrl-C
     try:
         return _run(config, as_json)
     except KeyboardInterrupt:
-        stop = " ".join(["phiflow cancel", *([str(path)] if path else [])])
         print(
-            f"Interrupted. A training job keeps running: the same command adopts it, '{stop}' stops it.",
+            f"Interrupted. A training job keeps running: the same command adopts it, 'phiflow cancel {path}' stops it.",
             file=sys.stderr,
         )
         return INTERRUPTED
@@ -54,6 +54,7 @@ def _run(config: PipelineConfig, as_json: bool) -> int:
     told: dict[str, Any] = {
         "run": {"id": run_id, "url": run_url(run_id), "state": state.name, "message": state.message},
         "steps": read_steps(run_id),
+        **dict.fromkeys(("data", "job", "gate", "model", "endpoint", "chat", "mlflow")),
     }
     error = error_of(state)
     if error is None:

@@ -1,7 +1,7 @@
 """Stage: a new deployment beside the old one, probed, given traffic step by step, taken back on any doubt.
 
-`rollout` is the whole of it: a visible try/except around the steps, under a lease on the endpoint. The way
-back is also recorded with the endpoint, so that a run that was killed is undone by the next.
+The flow holds the lease on the endpoint and the try/except that calls `restore_traffic`. The way back is also
+recorded with the endpoint, so that a run that was killed is undone by the next.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ def read_status(config: PipelineConfig) -> dict[str, Any]:
     from tasks.report_documents import endpoint_document, model_document
 
     services = local_services(config.platform.home)
-    services.revive()
+    if not services.revive():
+        nothing = dict.fromkeys(("gate", "model", "endpoint", "chat", "mlflow"))
+        return {**nothing, "history": [], "services": services.table()}
     platform = connect(config.platform)
     endpoint = platform.read_endpoint(config.endpoint_name)
     model: ModelVersion | None = None
@@ -38,7 +40,7 @@ def read_status(config: PipelineConfig) -> dict[str, Any]:
 
 def ask(config: PipelineConfig, question: str, max_tokens: int) -> dict[str, Any]:
     """One question to the endpoint, as the chat app would ask it."""
-    local_services(config.platform.home).revive()
+    _require_running(config)
     platform = connect(config.platform)
     if platform.read_endpoint(config.endpoint_name) is None:
         raise NotFoundError(f"There is no endpoint {config.endpoint_name}.", fix="Run the pipeline first: phiflow run")
@@ -54,6 +56,13 @@ def ask(config: PipelineConfig, question: str, max_tokens: int) -> dict[str, Any
         "model_version": answer.model_version,
         "seconds": round(answer.seconds, 3),
     }
+
+
+def _require_running(config: PipelineConfig) -> None:
+    if not local_services(config.platform.home).revive():
+        raise NotFoundError(
+            f"Nothing serves in {local_services(config.platform.home).home}.", fix="Start it with: phiflow run"
+        )
 
 
 def cancel_everything(config: PipelineConfig) -> list[str]:
@@ -76,7 +85,7 @@ def roll_back_endpoint(config: PipelineConfig, reason: str, to_version: str) -> 
     from tasks.report_documents import endpoint_document
     from tasks.roll_back import roll_back
 
-    local_services(config.platform.home).revive()
+    _require_running(config)
     roll_back(config, reason, to_version)
     return endpoint_document(connect(config.platform).read_endpoint(config.endpoint_name)) or {}
 
@@ -90,9 +99,7 @@ def freeze_endpoint(config: PipelineConfig, reason: str) -> str:
 def stop_everything() -> list[str]:
     """End jobs and services of this state folder."""
     lines = [f"Stopped job {name}; the next run continues it from its last checkpoint." for name in stop_local_jobs()]
-    services = local_services()
-    names = sorted(services.supervisor.programs())
-    services.supervisor.stop_all()
+    names = local_services().stop()
     return [*lines, f"Stopped {', '.join(names) if names else 'nothing: no service is defined'}."]
 
 

@@ -40,6 +40,10 @@ def show_endpoint(endpoint: dict[str, Any]) -> None:
 
 def show_status(told: dict[str, Any]) -> None:
     """What serves now."""
+    if told["endpoint"] is None:
+        print("  Nothing serves. Start it with: phiflow run")
+        _show_services(told)
+        return
     model = told["model"]
     print(f"  model     {model['name']} version {model['version']}" if model else "  model     none serves")
     if told["gate"]:
@@ -51,6 +55,10 @@ def show_status(told: dict[str, Any]) -> None:
         print(f"  MLflow    {told['mlflow']['url']}")
     for line in told["history"][-5:]:
         print(f"  traffic   {line}")
+    _show_services(told)
+
+
+def _show_services(told: dict[str, Any]) -> None:
     for service in told["services"]:
         print(f"  {service['state']:<9} {service['name']} {service['url']}")
 

@@ -37,6 +37,7 @@ class Services:
         self._home = home
         self._ports = PortBook(home.root)
         self.supervisor = Supervisor(home.root)
+        self._stopped_file = home.folder("services") / ".stopped"
 
     def start(
         self,
@@ -48,6 +49,7 @@ class Services:
         stop_seconds: int = 10,
     ) -> bool:
         """Run a program from now on; True when it was started or its definition changed."""
+        self._stopped_file.unlink(missing_ok=True)
         self.supervisor.ensure_running()
         program = Program(
             name=name,
@@ -158,10 +160,19 @@ class Services:
         """The state folder."""
         return self._home.root
 
-    def revive(self) -> None:
-        """After a crash or a stop: start again what is defined."""
-        if self.supervisor.programs():
-            self.supervisor.ensure_running()
+    def stop(self) -> list[str]:
+        """End every program, until something is started again; returns their names."""
+        names = sorted(self.supervisor.programs())
+        self.supervisor.stop_all()
+        self._stopped_file.touch()
+        return names
+
+    def revive(self) -> bool:
+        """Start again what a crash ended; False when a person stopped it, or nothing is defined."""
+        if self._stopped_file.exists() or not self.supervisor.programs():
+            return False
+        self.supervisor.ensure_running()
+        return True
 
     def table(self) -> list[dict[str, str]]:
         """Every service with its state and address."""

@@ -93,7 +93,7 @@ class GateConfig(Section):
 
     metric: Literal["loss"] = "loss"
     min_improvement: float = Field(
-        0.0, ge=0, description="Nats a token that the candidate must be better than its base by."
+        0.01, ge=0, description="Nats a token that the candidate must be better than its base by."
     )
     champion_tolerance: float = Field(
         0.05, ge=0, description="Nats a token that the candidate may be worse than the version now serving."

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.errors import PhiflowError
+from tasks.platforms.errors import EXIT_BUG, PhiflowError
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig
@@ -67,12 +67,19 @@ def as_json_text(document: Any) -> str:
     return json.dumps(finite(document), indent=2, ensure_ascii=False)
 
 
+def error_document(error: BaseException) -> dict[str, Any]:
+    """What `--json` says of an error."""
+    if not isinstance(error, PhiflowError):
+        return {"kind": type(error).__name__, "message": str(error), "fix": "", "detail": [], "exit_code": EXIT_BUG}
+    told = {"kind": type(error).__name__, "message": error.message, "fix": error.fix, "detail": error.detail}
+    return told | {"exit_code": error.exit_code}
+
+
 def report_error(error: PhiflowError, *, as_json: bool) -> int:
     """Print one line, what belongs below it, and return the exit code."""
     print(f"error: {error}", file=sys.stderr)
     for line in error.detail:
         print(f"  {line}", file=sys.stderr)
     if as_json:
-        told = {"kind": type(error).__name__, "message": error.message, "fix": error.fix, "detail": error.detail}
-        print(as_json_text({"error": told | {"exit_code": error.exit_code}}))
+        print(as_json_text({"error": error_document(error)}))
     return error.exit_code

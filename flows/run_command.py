@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flows.command import as_json_text, default_configuration, open_configuration, remember_run, report_error
+from flows.command import (
+    as_json_text,
+    default_configuration,
+    error_document,
+    open_configuration,
+    remember_run,
+    report_error,
+)
 from tasks.config import PipelineConfig
 from tasks.platforms.connect import local_services, require_runnable
 from tasks.platforms.errors import EXIT_BUG, EXIT_REFUSED, PhiflowError
@@ -61,10 +68,8 @@ def _run(config: PipelineConfig, as_json: bool) -> int:
         report = state.result()
         assert isinstance(report, RunReport)
         told |= document(report)
-    elif isinstance(error, PhiflowError):
-        told["error"] = {"kind": type(error).__name__, "message": error.message, "fix": error.fix}
     else:
-        told["error"] = {"kind": type(error).__name__, "message": str(error), "fix": ""}
+        told["error"] = error_document(error)
     if as_json:
         print(as_json_text(told))
     elif error is None:

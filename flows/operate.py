@@ -98,8 +98,11 @@ def freeze_endpoint(config: PipelineConfig, reason: str) -> str:
 
 def stop_everything() -> list[str]:
     """End jobs and services of this state folder."""
-    lines = [f"Stopped job {name}; the next run continues it from its last checkpoint." for name in stop_local_jobs()]
-    names = local_services().stop()
+    services = local_services()
+    num_runs = services.interrupt_runs()
+    lines = [f"Interrupted {num_runs} run(s)."] if num_runs else []
+    lines += [f"Stopped job {name}; the next run continues it from its last checkpoint." for name in stop_local_jobs()]
+    names = services.stop()
     return [*lines, f"Stopped {', '.join(names) if names else 'nothing: no service is defined'}."]
 
 

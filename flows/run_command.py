@@ -32,7 +32,8 @@ def run_configuration(path: Path | None, overrides: list[str] | None, as_json: b
     remember_run(path, overrides or [])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `phiflow cancel` interrupts like Ctrl-C
     try:
-        return _run(config, as_json)
+        with local_services(config.platform.home).known_run():
+            return _run(config, as_json)
     except KeyboardInterrupt:
         print(
             f"Interrupted. A training job keeps running: the same command adopts it, 'phiflow cancel {path}' stops it.",

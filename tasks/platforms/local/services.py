@@ -5,14 +5,18 @@ Each is a supervised program on loopback; its usual port when that is free, else
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.platforms.errors import PhiflowError, QuotaError
+from tasks.platforms.local import processes
+from tasks.platforms.local.files import write_json
 from tasks.platforms.local.jobs import tail
 from tasks.platforms.local.ports import PortBook
 from tasks.platforms.local.state import KEEP_BYTECODE, Home
@@ -26,6 +30,7 @@ PREFECT_PORT, MLFLOW_PORT, GATEWAY_PORT, CHAT_PORT = 4200, 5000, 8000, 8080
 WORK_POOL = "phiflow"
 _POLL_SECONDS = 0.2
 _START_SECONDS = 120.0
+_INTERRUPT_SECONDS = 30.0
 _RESTARTS_THAT_MEAN_BROKEN = 3
 _FULL_DISK = ("No space left on device", "Disk quota exceeded", "database or disk is full")
 
@@ -166,6 +171,27 @@ class Services:
         self.supervisor.stop_all()
         self._stopped_file.touch()
         return names
+
+    @contextlib.contextmanager
+    def known_run(self) -> Iterator[None]:
+        """Within this block `interrupt_runs` reaches this process."""
+        record = self._home.folder("runs") / f"{os.getpid()}.json"
+        write_json(record, processes.current().as_json())
+        try:
+            yield
+        finally:
+            record.unlink(missing_ok=True)
+
+    def interrupt_runs(self) -> int:
+        """End the runs in terminals, which would start again what is being stopped; returns how many."""
+        recorded = (processes.read_recorded(path) for path in self._home.folder("runs").glob("*.json"))
+        runs = [process for process in recorded if process]
+        for process in runs:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
+        for process in processes.wait_until_ended(runs, _INTERRUPT_SECONDS):
+            processes.terminate_tree(process)
+        return len(runs)
 
     def revive(self) -> bool:
         """Start again what a crash ended; False when a person stopped it, or nothing is defined."""

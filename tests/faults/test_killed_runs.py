@@ -144,3 +144,21 @@ def test_interrupted_run_leaves_its_job_and_cancel_ends_it(journey: Journey, ser
     assert ended.returncode == 0, ended.stderr
     assert "cancelled" in ended.stdout
     assert not trainer.is_running()
+
+
+@pytest.mark.slow
+def test_stop_during_training_ends_the_run_its_job_and_every_service(journey: Journey, served: Served) -> None:
+    """`phiflow stop` leaves nothing that would start again; the next run goes on from the checkpoint."""
+    config = journey.configure("halted", train=LONG)
+    run = journey.start("run", config)
+    eventually(lambda: journey.events("halted", "checkpoint"), 180)
+    trainer = trainer_of(journey, "halted")
+    journey.phiflow("stop")
+    run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert not trainer.is_running()
+    assert journey.processes() == []
+    assert journey.json("status", config)["endpoint"] is None
+    told = journey.json("run", config)
+    assert told["job"]["attempt"] == 2
+    assert told["run"]["state"] == "Completed"

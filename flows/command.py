@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,23 +34,22 @@ def default_configuration() -> Path:
 
 def remember_run(path: Path, overrides: list[str]) -> None:
     """Make this the configuration of commands that name none."""
+    from tasks.platforms.connect import home_folder
     from trainer.files import write_atomic
 
-    write_atomic(_home() / f"{LAST_RUN}.json", json.dumps({"config": str(path.absolute()), "set": overrides}))
+    write_atomic(home_folder() / f"{LAST_RUN}.json", json.dumps({"config": str(path.absolute()), "set": overrides}))
 
 
 def last_run() -> tuple[Path, list[str]]:
     """The configuration last run here, with its overrides."""
+    from tasks.platforms.connect import home_folder
+
     try:
-        record = json.loads((_home() / f"{LAST_RUN}.json").read_text(encoding="utf-8"))
+        record = json.loads((home_folder() / f"{LAST_RUN}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return default_configuration(), []
     path = Path(record["config"])
     return (path, list(record["set"])) if path.exists() else (default_configuration(), [])
-
-
-def _home() -> Path:
-    return Path(os.environ.get("PHIFLOW_HOME") or ".phiflow").expanduser().absolute()
 
 
 def as_json_text(document: Any) -> str:

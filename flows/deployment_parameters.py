@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from tasks.config_files import load_config
+from tasks.platforms.connect import home_folder
 
 
 def read_configuration(path: str) -> dict[str, Any]:
@@ -21,6 +21,5 @@ def read_configuration(path: str) -> dict[str, Any]:
         value = Path(config[section][key])
         if value.is_absolute() and value.is_relative_to(project):
             config[section][key] = str(value.relative_to(project))
-    home = config["platform"].get("home") or os.environ.get("PHIFLOW_HOME") or ".phiflow"
-    config["platform"]["home"] = str(Path(home).expanduser().absolute())
+    config["platform"]["home"] = str(home_folder(config["platform"]["home"]))
     return {"config": config}

@@ -118,7 +118,7 @@ def run_url(run_id: str) -> str:
 
 def error_of(state: State[Any]) -> BaseException | None:
     """The exception that ended the run, if one did."""
-    with suppress(Exception):
+    with suppress(Exception):  # a crash leaves no result to read; its message is told below
         result = state.result(raise_on_failure=False)
         if isinstance(result, BaseException):
             return result

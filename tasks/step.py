@@ -26,13 +26,7 @@ origins: dict[str, Origin] = {}
 
 async def is_transient(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
     """Retry only what says that trying again may help."""
-    try:
-        await state.aresult()
-    except TransientPlatformError:
-        return True
-    except BaseException:
-        return False
-    return False
+    return isinstance(await state.aresult(raise_on_failure=False), TransientPlatformError)
 
 
 def step(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:

@@ -23,7 +23,7 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp gives 600; these files hold no secret
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too must not leave a part behind
         Path(temporary).unlink(missing_ok=True)
         raise
 

@@ -119,7 +119,7 @@ class Front:
             # The first piece decides the status: after it, an error can only be told inside the stream.
             try:
                 first = await _while_connected(request, anext(pieces))
-            except BaseException:
+            except BaseException:  # a cancelled request too must free the engine
                 await pieces.aclose()
                 raise
             if chat.stream:

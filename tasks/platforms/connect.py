@@ -54,6 +54,13 @@ def require_runnable(config: PipelineConfig) -> None:
     require_runnable(config)
 
 
+def home_folder(configured: str = "") -> Path:
+    """Where this machine's state is kept; not created."""
+    from tasks.platforms.local.state import home_folder
+
+    return home_folder(configured)
+
+
 def project_folder(*parts: str) -> Path:
     """A folder or file that ships with phiflow."""
     from tasks.platforms.local.state import project_folder

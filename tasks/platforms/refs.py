@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
-
-NAME_PATTERN = re.compile(r"[a-z][a-z0-9-]{1,30}[a-z0-9]")
 
 
 def digest_of(*parts: Any) -> str:

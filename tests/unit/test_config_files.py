@@ -200,7 +200,7 @@ def unprivileged(function: Callable[[], object]) -> str:
             told = "no error"
         except PhiflowError as error:
             told = f"{type(error).__name__} {error.exit_code} {error}"
-        except BaseException:
+        except BaseException:  # a forked child must not run on into pytest; the parent asserts on the text
             told = traceback.format_exc()
         os.write(written, told.encode())
         os._exit(0)

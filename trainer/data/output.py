@@ -38,7 +38,7 @@ def whole_or_absent(output_dir: Path) -> Iterator[Path]:
             shutil.rmtree(before, ignore_errors=True)
         else:
             os.replace(folder, output_dir)
-    except BaseException:
+    except BaseException:  # Ctrl-C and SIGTERM too must not leave a part behind
         shutil.rmtree(folder, ignore_errors=True)
         raise
 

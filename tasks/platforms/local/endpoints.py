@@ -105,7 +105,7 @@ class Endpoints:
         content = serving.model_dump(mode="json", exclude={"start_timeout_seconds"})
         digest = digest_of(content, environment.version, server.name, model.digest)
         name = f"v{model.version}-{digest[:8]}"
-        program = f"server-{endpoint}-{name}"
+        program = _program(endpoint, name)
         exists = name in (read_json(self._path(endpoint), None) or {"deployments": {}})["deployments"]
         port = self._services.port(program, _FIRST_SERVER_PORT)
         command = [
@@ -145,7 +145,7 @@ class Endpoints:
         if name not in state["deployments"]:
             raise NotFoundError(f"There is no deployment {name} on endpoint {endpoint}.")
         record = state["deployments"][name]
-        program = f"server-{endpoint}-{name}"
+        program = _program(endpoint, name)
         status, error = "starting", ""
         try:
             response = requests.get(f"{record['url']}/health", timeout=5)
@@ -180,7 +180,7 @@ class Endpoints:
                 )
             state["deployments"].pop(name, None)
             state["traffic"].pop(name, None)
-        self._services.remove(f"server-{endpoint}-{name}")
+        self._services.remove(_program(endpoint, name))
 
     def set_traffic(self, endpoint: str, percents: dict[str, int], reason: str) -> TrafficSplit:
         """Write the new percentages; the gateway takes them from the next request on."""
@@ -289,6 +289,10 @@ class Endpoints:
             state = read_json(self._path(name), empty) if create else self._state(name)
             yield state
             write_json(self._path(name), state)
+
+
+def _program(endpoint: str, deployment: str) -> str:
+    return f"server-{endpoint}-{deployment}"
 
 
 def _split(endpoint: str, percents: dict[str, int], origin: Origin) -> TrafficSplit:

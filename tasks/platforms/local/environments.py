@@ -163,7 +163,7 @@ def _build(environment: Environment, source: Path, python: str, log: Log) -> Non
                 raise _build_error(environment.name, returncode, log_file)
         installed = sorted(_installed(path))
         files.write_json(path / _MARKER, {"digest": environment.digest, "installed": installed})
-    except BaseException:
+    except BaseException:  # Ctrl-C too must not leave half an environment
         _remove(path)
         raise
     finally:

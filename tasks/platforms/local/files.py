@@ -41,7 +41,7 @@ def write_atomic(path: Path, content: str | bytes, mode: int = 0o644) -> None:
                 os.fchmod(descriptor, mode)
                 os.fsync(descriptor)
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException:  # Ctrl-C too must not leave a part behind
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise

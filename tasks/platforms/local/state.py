@@ -30,7 +30,7 @@ class Home:
     @classmethod
     def open(cls, configured: str = "") -> Home:
         """Take the configured folder, else PHIFLOW_HOME, else .phiflow here; create it for this user only."""
-        root = Path(configured or os.environ.get("PHIFLOW_HOME") or ".phiflow").expanduser().absolute()
+        root = home_folder(configured)
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryFile(dir=root):
@@ -92,6 +92,11 @@ class Home:
             if not target.exists():
                 raise
         return target
+
+
+def home_folder(configured: str = "") -> Path:
+    """The state folder's place: the one configured, else PHIFLOW_HOME, else .phiflow here; not created."""
+    return Path(configured or os.environ.get("PHIFLOW_HOME") or ".phiflow").expanduser().absolute()
 
 
 def project_folder(*parts: str) -> Path:

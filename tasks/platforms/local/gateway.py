@@ -28,11 +28,11 @@ import random
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import uvicorn
@@ -42,6 +42,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from tasks.platforms.local.gateway_http import (
+    DEPLOYMENT_HEADER,
+    VERSION_HEADER,
+    Refused,
+    is_stream,
+    read_body,
+    read_raw,
+    returned_headers,
+    sent_headers,
+    while_connected,
+)
 from tasks.platforms.local.gateway_state import (
     NAME,
     Counters,
@@ -51,31 +62,10 @@ from tasks.platforms.local.gateway_state import (
     UnreadableEndpointError,
 )
 
-DEPLOYMENT_HEADER = "azureml-model-deployment"
-VERSION_HEADER = "x-phiflow-model-version"
-_MAX_BODY_BYTES = 16 * 2**20
 _CONNECT_SECONDS = 5.0
 _HEALTH_SECONDS = 3.0
 _RETRY_PAUSE_SECONDS = 0.25
-# What belongs to one connection, and what the gateway sets itself; the key is for the gateway alone.
-_OF_A_CONNECTION = {
-    *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection"),
-    *("te", "trailer", "transfer-encoding", "upgrade", "content-length"),
-}
-_NOT_SENT = {*_OF_A_CONNECTION, "host", "authorization", "expect", DEPLOYMENT_HEADER}
-_NOT_RETURNED = {*_OF_A_CONNECTION, "date", "server", DEPLOYMENT_HEADER, VERSION_HEADER}
 _log = logging.getLogger("phiflow.gateway")
-T = TypeVar("T")
-
-
-class _Refused(Exception):
-    """A request that ends in the gateway."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
 
 
 @dataclass(slots=True)
@@ -124,7 +114,7 @@ class Gateway:
             Route("/{endpoint}/v1/chat/completions", self._forward, methods=["POST"]),
             Route("/{endpoint}/score", self._forward, methods=["POST"]),
         ]
-        handlers: dict[Any, Any] = {_Refused: self._refused, HTTPException: self._no_route}
+        handlers: dict[Any, Any] = {Refused: self._refused, HTTPException: self._no_route}
         return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=handlers)
 
     @asynccontextmanager
@@ -136,7 +126,7 @@ class Gateway:
         async with httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False) as self._client:
             yield
 
-    async def _refused(self, request: Request, error: _Refused) -> Response:
+    async def _refused(self, request: Request, error: Refused) -> Response:
         _log.info("%s %s refused: %s", request.scope["path"], error.status, error.message)
         return _error(error.status, error.code, error.message)
 
@@ -151,9 +141,9 @@ class Gateway:
             endpoint = self._endpoints.find(name) if NAME.fullmatch(name) else None
         except UnreadableEndpointError as error:
             message = f"The state of endpoint '{name}' is not valid; the gateway's log says why."
-            raise _Refused(503, "endpoint_unreadable", message) from error
+            raise Refused(503, "endpoint_unreadable", message) from error
         if endpoint is None:
-            raise _Refused(404, "endpoint_not_found", f"No endpoint is named '{name[:128]}'.")
+            raise Refused(404, "endpoint_not_found", f"No endpoint is named '{name[:128]}'.")
         return endpoint
 
     def _authenticated(self, request: Request) -> Endpoint:
@@ -161,7 +151,7 @@ class Gateway:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), endpoint.key.encode()):
             message = f"Endpoint '{endpoint.name}' needs its key in the header 'Authorization: Bearer KEY'."
-            raise _Refused(401, "wrong_key", message)
+            raise Refused(401, "wrong_key", message)
         return endpoint
 
     @staticmethod
@@ -170,12 +160,12 @@ class Gateway:
         if name is None:
             weights = {name: percent for name, percent in endpoint.traffic.items() if percent}
             if not weights:
-                raise _Refused(503, "no_traffic", f"No deployment of endpoint '{endpoint.name}' takes traffic.")
+                raise Refused(503, "no_traffic", f"No deployment of endpoint '{endpoint.name}' takes traffic.")
             (name,) = random.choices(list(weights), list(weights.values()))
         if name not in endpoint.deployments:
             known = ", ".join(endpoint.deployments) or "none"
             message = f"Endpoint '{endpoint.name}' has no deployment '{name[:128]}'; it has: {known}."
-            raise _Refused(404, "deployment_not_found", message)
+            raise Refused(404, "deployment_not_found", message)
         return name, endpoint.deployments[name]
 
     # Routes
@@ -208,7 +198,7 @@ class Gateway:
         except ValueError:
             seconds = math.nan
         if seconds is not None and not 0 < seconds < math.inf:
-            raise _Refused(400, "bad_window", f"seconds={window!r:.50} is not a positive number.")
+            raise Refused(400, "bad_window", f"seconds={window!r:.50} is not a positive number.")
         counted = {name: self._counters.read(endpoint.name, name, seconds) for name in endpoint.deployments}
         return JSONResponse({"deployments": counted})
 
@@ -216,18 +206,18 @@ class Gateway:
         """Pass a request to one deployment and its answer back."""
         endpoint = self._authenticated(request)
         name, deployment = self._choose(request, endpoint)
-        body = await _read_body(request)
+        body = await read_body(request)
         path = request.scope["path"]
         exchange = _Exchange(endpoint.name, name, time.monotonic())
         headers = {DEPLOYMENT_HEADER: name, VERSION_HEADER: deployment.model_version}
         upstream: httpx.Response | None = None
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                upstream = await _while_connected(request, self._send(request, deployment.url, body))
-                if _is_stream(upstream):
+                upstream = await while_connected(request, self._send(request, deployment.url, body))
+                if is_stream(upstream):
                     stream = self._stream(upstream, exchange, path)
-                    return StreamingResponse(stream, upstream.status_code, _returned(upstream, headers))
-                content = await _while_connected(request, _read_raw(upstream))
+                    return StreamingResponse(stream, upstream.status_code, returned_headers(upstream, headers))
+                content = await while_connected(request, read_raw(upstream))
         except (httpx.HTTPError, TimeoutError) as error:
             status, code, message = self._failure(name, error)
             exchange.end(self._counters, path, status, True, type(error).__name__)
@@ -238,16 +228,16 @@ class Gateway:
             exchange.end(self._counters, path, 499, False, "the client went away")
             return Response(status_code=499)
         finally:
-            if upstream and not _is_stream(upstream):
+            if upstream and not is_stream(upstream):
                 await upstream.aclose()
         exchange.end(self._counters, path, upstream.status_code, upstream.status_code >= 500)
-        return Response(content, upstream.status_code, _returned(upstream, headers))
+        return Response(content, upstream.status_code, returned_headers(upstream, headers))
 
     async def _send(self, request: Request, url: str, body: bytes) -> httpx.Response:
         """Send a request until the deployment takes it, or the time for that is over."""
         target = url + "/" + request.scope["path"].split("/", 2)[2]
         query = request.scope["query_string"].decode("latin-1")
-        headers = [(name, value) for name, value in request.headers.items() if name not in _NOT_SENT]
+        headers = sent_headers(request)
         deadline = time.monotonic() + self._retry_seconds
         while True:
             outgoing = self._client.build_request(
@@ -291,54 +281,6 @@ class Gateway:
             message = f"Deployment '{deployment}' did not finish within {self._timeout_seconds:g} s."
             return 504, "deployment_timeout", message
         return 502, "deployment_broke_off", f"Deployment '{deployment}' broke the answer off."
-
-
-def _is_stream(answer: httpx.Response) -> bool:
-    return answer.headers.get("content-type", "").startswith("text/event-stream")
-
-
-def _returned(answer: httpx.Response, headers: dict[str, str]) -> dict[str, str]:
-    kept = {name: value for name, value in answer.headers.items() if name not in _NOT_RETURNED}
-    return {**kept, **headers}
-
-
-async def _read_raw(answer: httpx.Response) -> bytes:
-    """Read a body as it was sent: its content encoding is passed on."""
-    return b"".join([piece async for piece in answer.aiter_raw()])
-
-
-async def _read_body(request: Request) -> bytes:
-    pieces, size = [], 0
-    try:
-        async for piece in request.stream():
-            size += len(piece)
-            if size > _MAX_BODY_BYTES:
-                raise _Refused(413, "body_too_large", f"The body is larger than {_MAX_BODY_BYTES} bytes.")
-            pieces.append(piece)
-    except ClientDisconnect as error:
-        raise _Refused(400, "body_incomplete", "The client went away while it sent the body.") from error
-    return b"".join(pieces)
-
-
-async def _while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Await the work and give it up when the client goes away, which frees the model server too."""
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return await task
-    finally:
-        watcher.cancel()
-        if not task.done():
-            task.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

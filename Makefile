@@ -52,7 +52,7 @@ lint: .venv/.test-tools ## ruff and mypy
 lock: setup ## Resolve every environments/*/requirements.in again
 	@for folder in environments/*/; do \
 		test -f $$folder/requirements.in || continue; \
-		$(UV) pip compile $$folder/requirements.in --universal --python-version 3.11 --upgrade --quiet \
+		$(UV) pip compile $$folder/*.in --universal --python-version 3.11 --upgrade --quiet \
 			--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(NO_CUDA) -o $$folder/requirements.txt; \
 	done
 

@@ -55,7 +55,7 @@ def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]
     compute = ensure_compute(place, config.compute)
     base = resolve_base_model(place, config.model, training)
     data = prepare_data(place, config.data, base, training, config.train.max_length)
-    spec = training_spec(config.name, config.train, base, data, training, compute)
+    spec = training_spec(config, base, data, training, compute)
     job = submit_training(place, spec)
     serving = ensure_environment(place, config.environment.serving)
     promptflow = ensure_environment(place, config.environment.chat)

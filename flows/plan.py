@@ -28,7 +28,7 @@ def make_plan(config: PipelineConfig, origins: dict[str, str]) -> dict[str, Any]
     compute = platform.ensure_compute(config.compute)
     base = platform.resolve_base_model(config.model, training)
     data = platform.prepare_data(config.data, base, training, config.train.max_length)
-    spec = training_spec(config.name, config.train, base, data, training, compute)
+    spec = training_spec(config, base, data, training, compute)
     job = platform.latest_job(spec.key)
     status = platform.read_job(job) if job else None
     if job is None or status is None:

@@ -11,8 +11,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -45,7 +47,56 @@ class LocalPlatformConfig(Section):
     home: str = Field("", description="State folder; empty: PHIFLOW_HOME, or .phiflow in the working directory.")
 
 
-PlatformConfig = LocalPlatformConfig
+class AzureIdentityConfig(Section):
+    """The user-assigned managed identity that the cluster and the endpoint act as."""
+
+    resource_id: str = Field("", description="/subscriptions/.../userAssignedIdentities/NAME; empty: the system's own.")
+    client_id: str = Field("", description="Told to jobs and deployments, which choose their identity by it.")
+
+
+class AzurePlatformConfig(Section):
+    """An Azure Machine Learning workspace."""
+
+    kind: Literal["azure"] = "azure"
+    subscription_id: str = Field(description="Empty or left out: AZURE_SUBSCRIPTION_ID.")
+    resource_group: str = Field(description="Empty or left out: AZURE_RESOURCE_GROUP.")
+    workspace: str = Field(description="Empty or left out: AZURE_ML_WORKSPACE.")
+    location: str = Field("", description="Region of the cluster; empty: the workspace's.")
+    credential: Literal["default", "cli", "device-code", "managed-identity", "environment", "workload-identity"] = (
+        Field("default", description="How this process signs in; default tries them in azure-identity's order.")
+    )
+    tenant_id: str = Field("", description="The tenant to sign in to; empty: the credential's own.")
+    identity: AzureIdentityConfig = AzureIdentityConfig()
+    poll_seconds: float = Field(15, gt=0, le=600, description="How often jobs and deployments are looked at.")
+    hub_token_secret: str = Field(
+        "", description="Secret of the workspace's key vault with the hub token that jobs read; never the token."
+    )
+    home: str = Field("", description="State folder of what runs on this machine: prepared data, the chat app.")
+
+    @model_validator(mode="after")
+    def _names_a_workspace(self) -> AzurePlatformConfig:
+        for key in ("subscription_id", "resource_group", "workspace"):
+            if not getattr(self, key):
+                raise ValueError(f"platform.{key} is empty; set it, or the variable {WORKSPACE_VARIABLES[key]}")
+        return self
+
+
+# Where the coordinates of the workspace come from when the configuration leaves them out.
+WORKSPACE_VARIABLES = {
+    "subscription_id": "AZURE_SUBSCRIPTION_ID",
+    "resource_group": "AZURE_RESOURCE_GROUP",
+    "workspace": "AZURE_ML_WORKSPACE",
+}
+
+
+def _kind(value: Any) -> str:
+    kind = value.get("kind", "local") if isinstance(value, dict) else getattr(value, "kind", "local")
+    return str(kind)
+
+
+PlatformConfig = Annotated[
+    Annotated[LocalPlatformConfig, Tag("local")] | Annotated[AzurePlatformConfig, Tag("azure")], Discriminator(_kind)
+]
 
 
 class DataConfig(Section):
@@ -82,10 +133,20 @@ class EnvironmentConfig(Section):
 
 
 class ComputeConfig(Section):
-    """Where jobs run."""
+    """Where jobs run; on this machine only `max_instances` and `max_attempts` mean something."""
 
-    name: OptionalName = Field("", description="Empty: this machine.")
-    max_instances: int = Field(1, ge=1, le=64, description="Jobs that may run at the same time.")
+    name: OptionalName = Field("", description="The cluster; empty: this machine, or a name from the size.")
+    size: str = Field("", description="Azure's name of the virtual machine, such as Standard_NC24ads_A100_v4.")
+    tier: Literal["dedicated", "low_priority"] = "dedicated"
+    min_instances: int = Field(0, ge=0, le=64, description="Nodes kept, and paid for, when nothing runs.")
+    max_instances: int = Field(1, ge=1, le=64, description="Jobs, or nodes of a cluster, at the same time.")
+    idle_seconds: int = Field(300, ge=60, le=86400, description="An idle node goes after this.")
+    public_ip: bool = True
+    num_nodes: int = Field(1, ge=1, le=64, description="Nodes one training job uses.")
+    processes_per_node: int = Field(1, ge=1, le=16, description="GPUs of a node that one training job uses.")
+    shm_size: str = Field("8g", pattern=r"^\d+[bkmg]$", description="Shared memory of the job's container.")
+    timeout_seconds: int = Field(86400, ge=60, le=2592000, description="A job is ended after this.")
+    max_attempts: int = Field(3, ge=1, le=20, description="Attempts at a job that the platform interrupts, in one run.")
 
 
 class GateConfig(Section):
@@ -102,19 +163,38 @@ class GateConfig(Section):
 
 
 class EndpointConfig(Section):
-    """The endpoint's name."""
+    """The endpoint."""
 
     name: OptionalName = Field("", description="Empty: the run's name.")
+    description: str = ""
+
+
+class ProbeConfig(Section):
+    """How the service asks a deployment whether it is well."""
+
+    initial_delay_seconds: int = Field(ge=1, le=3600)
+    period_seconds: int = Field(ge=1, le=3600)
+    timeout_seconds: int = Field(5, ge=1, le=600)
+    failure_threshold: int = Field(30, ge=1, le=1000)
+    success_threshold: int = Field(1, ge=1, le=100)
 
 
 class ServingConfig(Section):
-    """How one deployment serves its model."""
+    """How one deployment serves its model; instances, queue and probes are the platform's own on this machine."""
 
-    server: Literal["openai"] = "openai"
-    instance_count: Literal[1] = 1
-    max_concurrent_requests: int = Field(16, ge=1, le=1024)
+    server: Literal["openai", "mlflow"] = Field(
+        "openai", description="openai: our model server; mlflow: the model as MLflow packaged it, without code."
+    )
+    instance_type: str = Field("Standard_E4s_v3", min_length=1, description="Azure's name of the virtual machine.")
+    instance_count: int = Field(1, ge=1, le=64)
+    max_concurrent_requests: int = Field(16, ge=1, le=1024, description="For each instance.")
     request_timeout_seconds: float = Field(180, gt=0, le=3600)
+    queue_wait_seconds: float = Field(120, gt=0, le=3600)
     start_timeout_seconds: float = Field(300, gt=0, le=7200)
+    # A model may load for minutes: ready is asked often and long, alive late and seldom.
+    liveness: ProbeConfig = ProbeConfig(initial_delay_seconds=500, period_seconds=100)
+    readiness: ProbeConfig = ProbeConfig(initial_delay_seconds=10, period_seconds=10, failure_threshold=180)
+    environment_variables: dict[str, str] = Field({}, description="For the model server; no secrets.")
 
 
 class RolloutConfig(Section):

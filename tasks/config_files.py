@@ -14,7 +14,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tasks.config import PipelineConfig
+from tasks.config import WORKSPACE_VARIABLES, AzurePlatformConfig, LocalPlatformConfig, PipelineConfig
 from tasks.platforms.errors import ConfigError
 from trainer.config import TrainConfig
 
@@ -88,6 +88,7 @@ def resolve_config(path: str | Path, overrides: list[str] | None = None) -> tupl
             origins[dotted] = "--set"
             given.add(dotted)
     _make_paths_absolute(values, Path.cwd(), given)
+    origins |= _take_workspace_from_environment(values)
     config = build_config(values, f"{path} with --set" if overrides else str(path))
     for key in _flatten(config.model_dump(mode="json")):
         origins.setdefault(key, "default")
@@ -107,6 +108,19 @@ def with_absolute_paths(config: PipelineConfig) -> PipelineConfig:
     values = config.model_dump(mode="json")
     _make_paths_absolute(values, Path.cwd(), set(_flatten(values)))
     return build_config(values, config.name)
+
+
+def _take_workspace_from_environment(values: dict[str, Any]) -> dict[str, str]:
+    """Fill in which workspace is meant where the configuration leaves it out; returns the origins."""
+    platform = values.get("platform")
+    if not isinstance(platform, dict) or platform.get("kind") != "azure":
+        return {}
+    origins = {}
+    for key, variable in WORKSPACE_VARIABLES.items():
+        if not platform.get(key):
+            platform[key] = os.environ.get(variable, "")
+            origins[f"platform.{key}"] = variable
+    return origins
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -177,7 +191,7 @@ def _make_paths_absolute(values: dict[str, Any], base: Path, keys: set[str]) -> 
             block[key] = os.path.normpath(base / os.path.expanduser(value))  # type: ignore[index]
 
 
-def _keys_at(location: tuple[Any, ...]) -> list[str]:
+def _keys_at(location: tuple[Any, ...], kind: str) -> list[str]:
     model: Any = PipelineConfig
     for part in location:
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
@@ -185,6 +199,9 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
         known = model.model_fields.get(str(part))
         if known is None:
             return []
+        if part == "platform":
+            model = {"azure": AzurePlatformConfig}.get(kind, LocalPlatformConfig)
+            continue
         model = next((arg for arg in get_args(known.annotation) if isinstance(arg, type)), known.annotation)
     if model is TrainConfig:
         return list(TrainConfig.__dataclass_fields__)
@@ -195,15 +212,18 @@ def _first_mistake(error: ValidationError) -> str:
     # The kind of a place decides which keys it has, and an unknown key explains a missing one.
     mistakes = sorted(error.errors(), key=lambda m: (m["loc"][-1:] != ("kind",), m["type"] != "extra_forbidden"))
     mistake = mistakes[0]
-    location = tuple(part for part in mistake["loc"] if part != "local")
+    kind = mistake["loc"][1] if mistake["loc"][:1] == ("platform",) and len(mistake["loc"]) > 1 else ""
+    location = tuple(part for part in mistake["loc"] if part not in ("local", "azure"))
     key = ".".join(str(part) for part in location)
     value = mistake.get("input")
     message = re.sub(r"^(Value error, |\w+ should (be|have) )", "", mistake["msg"])
     if mistake["type"] == "extra_forbidden":
-        known = _keys_at(location[:-1])
+        known = _keys_at(location[:-1], str(kind))
         near = difflib.get_close_matches(str(location[-1]), known, 1, 0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}."
         return f"unknown key {key!r}; {hint}"
+    if mistake["type"] == "union_tag_invalid":
+        return f"{key}.kind: {mistake['ctx']['tag']!r} is not valid; expected 'local' or 'azure'."
     if mistake["type"] == "missing":
         return f"the key '{key}' is missing."
     if mistake["type"] == "value_error":

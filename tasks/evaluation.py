@@ -90,6 +90,8 @@ def _evaluation_spec(trained: JobSpec, champion: ModelVersion) -> JobSpec:
         code_digest=json.dumps(code, sort_keys=True),
         settings=json.dumps(settings, sort_keys=True),
         model=model,
+        num_nodes=1,
+        processes_per_node=1,
     )
 
 

@@ -33,7 +33,6 @@ from tasks.step import log, step
 from tasks.watch import watch
 
 LEASE_WAIT_SECONDS = 900.0
-POLL_SECONDS = 0.3
 _COMPARED_CHARACTERS = 40
 # Asked when the evaluation kept no samples: any answer will do.
 _ANY_QUESTION: dict[str, Any] = {
@@ -140,7 +139,7 @@ def deploy(
                 f"{serving.start_timeout_seconds:.0f} s.",
                 fix="Raise serving.start_timeout_seconds, or read the model server's log.",
             )
-        time.sleep(POLL_SECONDS)
+        time.sleep(platform.poll_seconds)
 
 
 @step(cache_policy=NO_CACHE)

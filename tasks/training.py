@@ -13,7 +13,7 @@ from prefect.artifacts import create_link_artifact, create_progress_artifact, up
 from prefect.runtime import flow_run
 
 import trainer
-from tasks.config import PlatformConfig
+from tasks.config import PipelineConfig, PlatformConfig
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import JobFailedError, JobInputError
 from tasks.platforms.port import Platform
@@ -32,10 +32,8 @@ from tasks.platforms.refs import (
     TrainingResult,
 )
 from tasks.step import log, step
-from trainer.config import TrainConfig
 from trainer.files import sha256_file
 
-POLL_SECONDS = 0.5
 LINE_SECONDS = 5.0
 
 
@@ -46,23 +44,26 @@ def trainer_digest() -> dict[str, str]:
 
 
 def training_spec(
-    run_name: str,
-    train: TrainConfig,
+    config: PipelineConfig,
     base: BaseModelRef,
     data: DataManifest,
     environment: EnvironmentRef,
     compute: ComputeRef,
 ) -> JobSpec:
-    """Everything the training job's result depends on."""
+    """Everything the training job's result depends on, and its limits."""
     return JobSpec(
         kind=JobKind.TRAINING,
-        run_name=run_name,
+        run_name=config.name,
         code_digest=json.dumps(trainer_digest(), sort_keys=True),
-        settings=json.dumps(train.to_dict(), sort_keys=True),
+        settings=json.dumps(config.train.to_dict(), sort_keys=True),
         model=base,
         data=data,
         environment=environment,
         compute=compute,
+        num_nodes=config.compute.num_nodes,
+        processes_per_node=config.compute.processes_per_node,
+        shm_size=config.compute.shm_size,
+        timeout_seconds=config.compute.timeout_seconds,
     )
 
 
@@ -123,7 +124,7 @@ def await_job(platform: Platform, job: JobRef) -> None:
             log().info("Job %s: %s", job.name, line)
             update_progress_artifact(artifact, progress=_percent(status), description=line)
             shown, last_line = line, time.monotonic()
-        time.sleep(POLL_SECONDS)
+        time.sleep(platform.poll_seconds)
         status = platform.read_job(job)
     completed = status.state == JobState.COMPLETED
     update_progress_artifact(

@@ -2,25 +2,56 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import TYPE_CHECKING
 
+from tasks.platforms.errors import ConfigError
 from tasks.platforms.port import Platform
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tasks.config import PipelineConfig, PlatformConfig
+    from tasks.config import AzurePlatformConfig, PipelineConfig, PlatformConfig
+    from tasks.platforms.azure.client import Workspace
+    from tasks.platforms.local.local_platform import LocalPlatform
     from tasks.platforms.local.services import Services
 
 
 def connect(config: PlatformConfig) -> Platform:
-    """Open the platform that the configuration names; imports only what that one needs."""
+    """Open the platform that the configuration names; imports only what that one needs.
+
+    Raises:
+        ConfigError: the packages for Azure are not installed.
+    """
     from tasks.platforms.local.local_platform import LocalPlatform
     from tasks.platforms.local.state import Home
 
     _keep_loopback_off_proxies()
-    return LocalPlatform(Home.open(config.home))
+    this_machine = LocalPlatform(Home.open(config.home))
+    if config.kind == "local":
+        return this_machine
+    return _connect_azure(config, this_machine)
+
+
+@functools.lru_cache(maxsize=8)
+def _workspace(config: AzurePlatformConfig) -> Workspace:
+    """One client a workspace and process: opening it takes seconds, and it holds no state of a run."""
+    try:
+        from tasks.platforms.azure.client import Workspace
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"A run on Azure Machine Learning needs packages that are not installed: no module {error.name}.",
+            fix="Install them with: pip install 'phiflow[azure]'",
+        ) from error
+    return Workspace(config)
+
+
+def _connect_azure(config: AzurePlatformConfig, this_machine: LocalPlatform) -> Platform:
+    workspace = _workspace(config)
+    from tasks.platforms.azure.azure_platform import AzurePlatform
+
+    return AzurePlatform(workspace, this_machine)
 
 
 def _keep_loopback_off_proxies() -> None:

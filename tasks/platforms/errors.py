@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import ClassVar
 
 EXIT_BUG = 1
 EXIT_INPUT = 2
 EXIT_REFUSED = 3
 EXIT_PLATFORM = 4
+
+
+class Failure(StrEnum):
+    """The classes of what goes wrong on a platform; each has its own cause and its own fix."""
+
+    QUOTA = "quota"
+    CAPACITY = "capacity"
+    IMAGE_BUILD = "image build"
+    AUTHORISATION = "authorisation"
+    USER_CODE = "user code"
+    DATA = "data"
+    PREEMPTION = "preemption"
+    SCORING = "scoring"
+    THROTTLING = "throttling"
+    SERVICE = "service fault"
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same thing may go through when it is tried again."""
+        return self in (Failure.CAPACITY, Failure.PREEMPTION, Failure.THROTTLING, Failure.SERVICE)
 
 
 class PhiflowError(Exception):
@@ -17,16 +38,20 @@ class PhiflowError(Exception):
         message: what happened to which named thing, and the value seen.
         fix: what to do next, one sentence.
         detail: further lines worth printing below (rejected records, the tail of a log).
+        failure: the class of a platform's failure, where it is known.
     """
 
     exit_code: ClassVar[int] = EXIT_PLATFORM
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, fix: str = "", detail: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, message: str, *, fix: str = "", detail: tuple[str, ...] = (), failure: Failure | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.fix = fix
         self.detail = detail
+        self.failure = failure
 
     def __str__(self) -> str:
         return f"{self.message} {self.fix}".strip()
@@ -66,6 +91,10 @@ class EnvironmentBuildError(PhiflowError):
 
 class JobFailedError(PhiflowError):
     """A training or evaluation job ended without a result."""
+
+
+class JobInterruptedError(JobFailedError):
+    """The platform ended the job, which may go through when tried again; the next attempt continues it."""
 
 
 class JobInputError(JobFailedError):

@@ -41,7 +41,13 @@ if TYPE_CHECKING:
 
 
 class Platform(Protocol):
-    """A place where a run happens: this machine, or an Azure Machine Learning workspace."""
+    """A place where a run happens: this machine, or an Azure Machine Learning workspace.
+
+    Attributes:
+        poll_seconds: how often it is worth looking at a job or a deployment.
+    """
+
+    poll_seconds: float
 
     # Infrastructure
     def ensure_environment(self, name: str) -> EnvironmentRef:

@@ -101,6 +101,8 @@ class JobSpec:
         settings: the trainer's configuration as canonical JSON text.
         code_digest: of the trainer's source.
         model: the base to train from, or the model to evaluate.
+        num_nodes, processes_per_node: how the training is spread.
+        shm_size, timeout_seconds: limits; they do not change the result.
     """
 
     kind: JobKind
@@ -111,6 +113,10 @@ class JobSpec:
     data: DataManifest
     environment: EnvironmentRef
     compute: ComputeRef
+    num_nodes: int = 1
+    processes_per_node: int = 1
+    shm_size: str = "8g"
+    timeout_seconds: int = 86400
 
     @property
     def key(self) -> str:
@@ -124,6 +130,7 @@ class JobSpec:
             self.environment.name,
             self.environment.version,
             self.compute.size,
+            [self.num_nodes, self.processes_per_node],
         )
         return f"{self.run_name}-{digest[:16]}"
 
@@ -156,7 +163,10 @@ class JobRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStatus:
-    """What a job is doing now; progress fields are None until known."""
+    """What a job is doing now; progress fields are None until known.
+
+    `failure` is the class of failure that `tasks.platforms.errors.Failure` names, or empty.
+    """
 
     state: JobState
     stage: str = ""
@@ -168,6 +178,7 @@ class JobStatus:
     error: str = ""
     fix: str = ""
     is_input_error: bool = False
+    failure: str = ""
     log_tail: tuple[str, ...] = ()
 
 

@@ -129,6 +129,8 @@ def model_version(version: str = "1", **changes: Any) -> ModelVersion:
 class FakePlatform:
     """The endpoint half of a platform; deployments are ready at once unless told otherwise."""
 
+    poll_seconds = 0.01
+
     def __init__(self) -> None:
         self.deployments: dict[str, str] = {}
         self.percents: dict[str, int] = {}

@@ -83,18 +83,10 @@ WRONG_LINES = {
     "port over the last": ("chat: {port: 70000}", "chat.port", "70000", "65535"),
     "path as a name": ("endpoint: {name: ../x}", "endpoint.name", "'../x'", "lower-case"),
     "path as an environment": ("environment: {serving: ../x}", "environment.serving", "'../x'", "lower-case"),
-    "place that is not there yet": (
-        "platform: {kind: azure}",
-        "platform.kind",
-        "'azure'",
-        "expected 'local'",
-    ),
-    "place with its own keys": (
-        "platform: {kind: azure, workspace: w}",
-        "platform.kind",
-        "'azure'",
-        "'local'",
-    ),
+    "place that does not exist": ("platform: {kind: azur}", "platform.kind", "'azur'", "'local' or 'azure'"),
+    "place without a workspace": ("platform: {kind: azure}", "platform.subscription_id", "AZURE_SUBSCRIPTION_ID"),
+    "unknown key of a place": ("platform: {kind: azure, workspac: w}", "platform.workspac'", "'workspace'?"),
+    "key of the other place": ("platform: {kind: local, workspace: w}", "platform.workspace", "known keys: kind, home"),
     "unknown train key": ("train: {learning_rat: 1}", "train.learning_rat", "train.learning_rate?"),
     "train limit": ("train: {learning_rate: -1}", "train.learning_rate", "above 0", "-1"),
     "train type": ("train: {seed: x}", "train.seed", "whole number", "'x'"),
@@ -305,8 +297,10 @@ def test_origin_of_each_value(write: Callable[..., Path]) -> None:
     assert origins["gate.min_examples"] == origins["train.learning_rate"] == "default"
     values = config.model_dump(mode="json")
     for key in origins:
-        section, _, name = key.partition(".")
-        assert section in values and (not name or name in values[section]), key
+        found = values
+        for part in key.split("."):
+            assert part in found, key
+            found = found[part]
 
 
 def test_section_by_override_replaces_the_section(write: Callable[..., Path]) -> None:
@@ -369,7 +363,7 @@ COMMANDS = {
     "folder": (".",),
     "missing data": ("run.yaml", "--set", "data.source=none.jsonl"),
     "path as a name": ("run.yaml", "--set", "name=../x"),
-    "place that is not there yet": ("run.yaml", "--set", "platform.kind=azure"),
+    "place that does not exist": ("run.yaml", "--set", "platform.kind=azur"),
     "train key": ("run.yaml", "--set", "train.learning_rat=1"),
 }
 

@@ -27,7 +27,7 @@ def spec_of(config: PipelineConfig, *, base_digest: str = "b" * 64, data: Any = 
     """The training job that a configuration asks for."""
     whole = job_spec()
     base = replace(whole.model, base=config.model.base, digest=base_digest)
-    return training_spec(config.name, config.train, base, data or whole.data, whole.environment, whole.compute)
+    return training_spec(config, base, data or whole.data, whole.environment, whole.compute)
 
 
 def configuration(**sections: Any) -> PipelineConfig:
@@ -247,7 +247,9 @@ def test_configuration_survives_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in vars(errors).values() if isinstance(kind, type)], ids=lambda kind: kind.__name__
+    "kind",
+    [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.PhiflowError)],
+    ids=lambda kind: kind.__name__,
 )
 def test_errors_survive_prefect(kind: type[errors.PhiflowError]) -> None:
     """An error that ended a task comes back with its message, its fix, its detail and its exit code."""

@@ -39,7 +39,6 @@ def platform(monkeypatch: pytest.MonkeyPatch) -> FakePlatform:
     fake = FakePlatform()
     fake.serve(OLD, "1", 100)
     monkeypatch.setattr(tasks.rollout, "connect", lambda place: fake)
-    monkeypatch.setattr(tasks.rollout, "POLL_SECONDS", 0.01)
     return fake
 
 

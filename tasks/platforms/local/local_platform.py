@@ -49,6 +49,8 @@ TRACKING_ENVIRONMENT = "training"  # the one with the whole of MLflow
 class LocalPlatform:
     """The platform of one state folder; see `tasks.platforms.port.Platform` for what each method promises."""
 
+    poll_seconds = 0.5
+
     def __init__(self, home: Home) -> None:
         self.home = home
         self.services = Services(home)

@@ -1,0 +1,39 @@
+"""Keeps the SDK's chatter off the terminal, and what signs a URL out of every log."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+
+_SIGNATURE = re.compile(r"(?i)\b(sig|signature|sv_sig|code|access_token|client_secret)=[^&\s\"']+")
+# Of these only errors are of use to a person; ours say the rest.
+_NOISY = ("azure", "azureml", "msal", "msrest", "urllib3.connectionpool")
+
+
+class _HideSignatures(logging.Filter):
+    """urllib3 logs every URL at DEBUG, and a blob's may carry the signature that opens it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        hidden = _SIGNATURE.sub(r"\1=REDACTED", message)
+        if hidden != message:
+            record.msg, record.args = hidden, ()
+        return True
+
+
+_hide_signatures = _HideSignatures()
+
+
+def hush() -> None:
+    """Silence the loggers of the SDK and its parts, also when the root logger is at DEBUG."""
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("azure.ai.ml")]:
+        logger = logging.getLogger(name)
+        logger.handlers = [handler for handler in logger.handlers if type(handler) is not logging.StreamHandler]
+        logger.setLevel(logging.ERROR)
+    connections = logging.getLogger("urllib3.connectionpool")
+    if _hide_signatures not in connections.filters:
+        connections.addFilter(_hide_signatures)
+    warnings.filterwarnings("ignore", module=r"azure\.ai\.ml|marshmallow|azureml|pathOnCompute")

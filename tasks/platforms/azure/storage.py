@@ -1,0 +1,205 @@
+"""Blobs in the workspace's default datastore: everything phiflow keeps in a workspace is below `phiflow/`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ResourceExistsError
+
+from tasks.platforms.azure.translate import translated
+from tasks.platforms.errors import ConflictError, NotFoundError
+
+if TYPE_CHECKING:
+    from azure.storage.blob import BlobClient, BlobLeaseClient, ContainerClient
+
+    from tasks.platforms.azure.client import Workspace
+
+_log = logging.getLogger(__name__)
+DATASTORE = "workspaceblobstore"
+_PREFIX = f"azureml://datastores/{DATASTORE}/paths/"
+# The service's longest lease that ends by itself; renewed three times in each.
+LEASE_SECONDS = 30
+_LEASE_POLL_SECONDS = 0.5
+_KEYS_REFUSED = "KeyBasedAuthenticationNotPermitted"
+
+
+class Storage:
+    """The container of one workspace's default datastore."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a blob of exactly this path."""
+        with self._about(path):
+            return bool(self._blob(path).exists())
+
+    def read(self, path: str) -> bytes:
+        """The content of a blob; NotFoundError when there is none."""
+        with self._about(path):
+            content: bytes = self._blob(path).download_blob().readall()
+            return content
+
+    def write(self, path: str, content: bytes, overwrite: bool = True) -> None:
+        """Write a blob, whole or not at all.
+
+        Raises:
+            ConflictError: there is one, and it may not be overwritten.
+        """
+        with self._about(path):
+            try:
+                self._blob(path).upload_blob(content, overwrite=overwrite)
+            except ResourceExistsError as error:
+                if not overwrite:
+                    raise ConflictError(f"Blob {path} exists already.") from error
+                raise
+
+    def upload_file(self, path: str, local: Path | str) -> None:
+        """Write a file's content, overwriting."""
+        with self._about(path), Path(local).open("rb") as file:
+            self._blob(path).upload_blob(file, overwrite=True, max_concurrency=4)
+
+    def upload_folder(self, prefix: str, local: Path | str) -> None:
+        """Write every file below a folder under the same relative path."""
+        root = Path(local)
+        for file in sorted(file for file in root.rglob("*") if file.is_file()):
+            self.upload_file(f"{prefix.rstrip('/')}/{file.relative_to(root).as_posix()}", file)
+
+    def download_folder(self, prefix: str, local: Path | str) -> None:
+        """Write every blob below a prefix into a folder.
+
+        Raises:
+            NotFoundError: there is no such blob.
+        """
+        below = f"{prefix.rstrip('/')}/"
+        names = self.names(below)
+        if not names:
+            raise NotFoundError(f"There is nothing under '{below}' in datastore {DATASTORE}.")
+        for name in names:
+            target = Path(local, name.removeprefix(below))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with self._about(name), target.open("wb") as file:
+                self._blob(name).download_blob(max_concurrency=4).readinto(file)
+
+    def names(self, prefix: str) -> list[str]:
+        """The paths of the blobs whose path begins with the prefix, sorted."""
+        with self._about(prefix):
+            return sorted(self._container.list_blob_names(name_starts_with=prefix))
+
+    def delete(self, path: str) -> None:
+        """Delete a blob; nothing when there is none."""
+        with contextlib.suppress(NotFoundError), self._about(path):
+            self._blob(path).delete_blob(delete_snapshots="include")
+
+    def uri(self, path: str) -> str:
+        """How jobs and models name a blob, or a folder of blobs."""
+        return f"{_PREFIX}{path}"
+
+    def path_of(self, uri: str) -> str:
+        """The path in this container of a datastore URI, in its short form or with the workspace's id.
+
+        Raises:
+            NotFoundError: the URI is of another datastore.
+        """
+        _, found, path = uri.partition(f"/datastores/{DATASTORE}/paths/")
+        if not uri.startswith("azureml://") or not found:
+            raise NotFoundError(f"'{uri}' is not in datastore {DATASTORE}.")
+        return path.rstrip("/")
+
+    @contextlib.contextmanager
+    def lease(self, path: str, owner: str, wait_seconds: float) -> Iterator[None]:
+        """Hold a blob's lease for the length of a `with` block; it ends by itself when this process dies.
+
+        Args:
+            owner: who holds it, for whoever waits.
+        Raises:
+            ConflictError: another still held it after the wait; the message names the owner.
+        """
+        lease = self._acquire(path, owner, wait_seconds)
+        released = threading.Event()
+        renewal = threading.Thread(target=_renew, args=(lease, released, path), daemon=True, name=f"lease-{path}")
+        renewal.start()
+        try:
+            yield
+        finally:
+            released.set()
+            renewal.join()
+            try:
+                with self._about(path):
+                    lease.release()
+            except ConflictError:
+                _log.warning("Lost the lease before it was released path=%s owner=%s", path, owner)
+
+    def _acquire(self, path: str, owner: str, wait_seconds: float) -> BlobLeaseClient:
+        blob = self._blob(path)
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                with self._about(path):
+                    lease = blob.acquire_lease(lease_duration=LEASE_SECONDS)
+                    blob.upload_blob(owner.encode(), overwrite=True, lease=lease)
+                    return lease
+            except NotFoundError:
+                with contextlib.suppress(ConflictError):
+                    self.write(path, b"", overwrite=False)
+            except ConflictError as error:
+                if time.monotonic() >= deadline:
+                    holder = self.read(path).decode(errors="replace") or "somebody"
+                    raise ConflictError(
+                        f"{Path(path).stem} is being changed by {holder} (waited {wait_seconds:g} s).",
+                        fix="Wait until that run has ended, and run the same command again.",
+                    ) from error
+                time.sleep(min(_LEASE_POLL_SECONDS, max(deadline - time.monotonic(), 0.01)))
+
+    def _blob(self, path: str) -> BlobClient:
+        return self._container.get_blob_client(path)
+
+    def _about(self, path: str) -> contextlib.AbstractContextManager[Any]:
+        return translated(f"Blob {path} of workspace {self._workspace.name}")
+
+    @functools.cached_property
+    def _container(self) -> ContainerClient:
+        """The container, opened with the datastore's key; with the signed-in identity where keys are off."""
+        from azure.storage.blob import ContainerClient
+
+        workspace = self._workspace
+        with translated(f"Datastore {DATASTORE} of workspace {workspace.name}"):
+            try:
+                datastore: Any = workspace.ml.datastores.get(DATASTORE, include_secrets=True)
+            except (ClientAuthenticationError, HttpResponseError) as error:
+                if getattr(error, "status_code", None) not in (401, 403):
+                    raise
+                datastore = workspace.ml.datastores.get(DATASTORE)  # may be seen, but not its key
+            account = f"{datastore.protocol}://{datastore.account_name}.blob.{datastore.endpoint}"
+            credentials = datastore.credentials
+            key = getattr(credentials, "account_key", None) or getattr(credentials, "sas_token", None)
+            if key:
+                container = ContainerClient(account, datastore.container_name, credential=key)
+                try:
+                    container.get_container_properties()
+                    return container
+                except HttpResponseError as error:
+                    if str(getattr(error, "error_code", "")) != _KEYS_REFUSED:
+                        raise
+                    _log.info("Storage account refuses keys, so the signed-in identity is used account=%s", account)
+            return ContainerClient(account, datastore.container_name, credential=workspace.credential)
+
+
+def _renew(lease: BlobLeaseClient, released: threading.Event, path: str) -> None:
+    """Renew until released; a lease that cannot be renewed is said once and left."""
+    last = time.monotonic()
+    while not released.wait(LEASE_SECONDS / 3):
+        try:
+            lease.renew()
+            last = time.monotonic()
+        except Exception as error:  # a thread has nobody to raise to
+            if time.monotonic() - last > LEASE_SECONDS:
+                _log.warning("Could not renew the lease, another run may take it path=%s error=%s", path, type(error))
+                return

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from tasks.platforms.refs import digest_of
 from trainer.config import TrainConfig
 
 NAME = r"^[a-z][a-z0-9-]{1,30}[a-z0-9]$"
@@ -154,7 +155,7 @@ class GateConfig(Section):
 
     metric: Literal["loss"] = "loss"
     min_improvement: float = Field(
-        0.01, ge=0, description="Nats a token that the candidate must be better than its base by."
+        0.01, description="Nats a token that the candidate must be better than its base by; negative: may be worse by."
     )
     champion_tolerance: float = Field(
         0.05, ge=0, description="Nats a token that the candidate may be worse than the version now serving."
@@ -165,7 +166,7 @@ class GateConfig(Section):
 class EndpointConfig(Section):
     """The endpoint."""
 
-    name: OptionalName = Field("", description="Empty: the run's name.")
+    name: OptionalName = Field("", description="Empty: the run's name; on Azure with a few letters of the workspace's.")
     description: str = ""
 
 
@@ -256,7 +257,11 @@ class PipelineConfig(Section):
 
     @property
     def endpoint_name(self) -> str:
-        return self.endpoint.name or self.name
+        """The endpoint's name; on Azure one that nobody else in the region has, where none is given."""
+        if self.endpoint.name or self.platform.kind == "local":
+            return self.endpoint.name or self.name
+        place = (self.platform.subscription_id, self.platform.resource_group, self.platform.workspace)
+        return f"{self.name[:25].rstrip('-')}-{digest_of(*map(str.lower, place))[:6]}"
 
     @property
     def model_name(self) -> str:

@@ -146,7 +146,8 @@ def decide(
 
 
 def _praise(result: TrainingResult, champion: list[float] | None, serving: ModelVersion | None, same: bool) -> str:
-    better = f"loss {result.candidate.loss:.4f} beats the base's {result.base.loss:.4f}"
+    beats = "beats" if result.candidate.loss < result.base.loss else "is as near as asked to"
+    better = f"loss {result.candidate.loss:.4f} {beats} the base's {result.base.loss:.4f}"
     if same:
         return f"{better}; it is the version now serving"
     if champion is None or serving is None:

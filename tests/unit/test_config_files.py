@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.config_files import load_config, resolve_config
+from tasks.config import WORKSPACE_VARIABLES
+from tasks.config_files import build_config, load_config, resolve_config
 from tasks.platforms.errors import ConfigError, PhiflowError
 from tasks.platforms.local.preflight import require_source
 
@@ -47,12 +48,27 @@ def mistake(path: str | Path, *overrides: str) -> str:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_shipped_configurations_resolve(path: Path) -> None:
+def test_shipped_configurations_resolve(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every YAML that ships resolves, and its local data is there."""
+    for variable in WORKSPACE_VARIABLES.values():
+        monkeypatch.setenv(variable, "mine")
     config, origins = resolve_config(path)
     require_source(config.data)
     assert origins["name"] == str(path)
-    assert config.endpoint_name == config.name == config.model_name
+    assert config.name == config.model_name
+    assert config.platform.kind == ("azure" if path.name.startswith("azure") else "local")
+
+
+def test_endpoint_is_named_after_the_run_and_on_azure_after_the_workspace_too() -> None:
+    """Two workspaces of a region have no endpoint name in common, since the service allows none twice."""
+    values = {"name": "n" * 32, "data": {"source": "d.jsonl"}}
+    place = {"kind": "azure", "subscription_id": "s", "resource_group": "g", "workspace": "one"}
+    one = build_config({**values, "platform": place}, "test").endpoint_name
+    other = build_config({**values, "platform": {**place, "workspace": "other"}}, "test").endpoint_name
+    assert build_config(values, "test").endpoint_name == "n" * 32
+    assert len(one) == len(other) == 32
+    assert one != other
+    assert build_config({**values, "platform": place, "endpoint": {"name": "mine"}}, "test").endpoint_name == "mine"
 
 
 def test_there_is_a_shipped_configuration() -> None:

@@ -84,6 +84,14 @@ def test_min_improvement_is_asked_for() -> None:
     assert "by more than 0.3" in report.reason
 
 
+def test_negative_improvement_allows_a_little_worse_and_says_so() -> None:
+    """With a negative min_improvement a candidate that is worse by less passes, and is not called better."""
+    report = gate(around(2.0), around(2.1), min_improvement=-0.5)
+    assert report.passed
+    assert "beats" not in report.reason
+    assert not gate(around(2.0), around(3.0), min_improvement=-0.5).passed
+
+
 def test_too_few_examples_are_refused() -> None:
     """A test set that is too small decides nothing, however good the candidate looks."""
     report = gate(around(3.0, 4), around(1.0, 4), min_examples=5)

@@ -102,6 +102,10 @@ class Storage:
         """How jobs and models name a blob, or a folder of blobs."""
         return f"{_PREFIX}{path}"
 
+    def url(self, path: str) -> str:
+        """The HTTPS address of a blob, or of a folder of blobs; it opens nothing by itself."""
+        return f"{self._container.url.partition('?')[0]}/{path}"
+
     def path_of(self, uri: str) -> str:
         """The path in this container of a datastore URI, in its short form or with the workspace's id.
 

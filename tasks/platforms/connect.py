@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tasks.config import AzurePlatformConfig, PipelineConfig, PlatformConfig
     from tasks.platforms.azure.client import Workspace
+    from tasks.platforms.azure.storage import Storage
     from tasks.platforms.local.local_platform import LocalPlatform
     from tasks.platforms.local.services import Services
 
@@ -47,8 +48,18 @@ def _workspace(config: AzurePlatformConfig) -> Workspace:
     return Workspace(config)
 
 
+def _open(config: AzurePlatformConfig) -> Workspace:
+    # Where this machine keeps its state makes no other workspace of it.
+    return _workspace(config.model_copy(update={"home": ""}))
+
+
+def workspace_storage(config: AzurePlatformConfig) -> Storage:
+    """The blobs of a workspace."""
+    return _open(config).storage
+
+
 def _connect_azure(config: AzurePlatformConfig, this_machine: LocalPlatform) -> Platform:
-    workspace = _workspace(config)
+    workspace = _open(config)
     from tasks.platforms.azure.azure_platform import AzurePlatform
 
     return AzurePlatform(workspace, this_machine)

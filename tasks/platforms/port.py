@@ -56,6 +56,12 @@ class Platform(Protocol):
     def ensure_compute(self, compute: ComputeConfig) -> ComputeRef:
         """Have a place for jobs; it costs nothing while no job runs."""
 
+    def find_environment(self, name: str) -> EnvironmentRef:
+        """What `ensure_environment` would return, with nothing made that others could see; for a plan."""
+
+    def find_compute(self, compute: ComputeConfig) -> ComputeRef:
+        """What `ensure_compute` would return, with nothing made; for a plan."""
+
     # Data and base model
     def resolve_base_model(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
         """Pin the base model to its content; ConfigError when there is no such model."""

@@ -56,8 +56,14 @@ class AzurePlatform:
     def ensure_compute(self, compute: ComputeConfig) -> ComputeRef:
         return self._infrastructure.compute(compute)
 
+    def find_environment(self, name: str) -> EnvironmentRef:
+        return self._infrastructure.environment(name, create=False)
+
+    def find_compute(self, compute: ComputeConfig) -> ComputeRef:
+        return self._infrastructure.compute(compute, create=False)
+
     def resolve_base_model(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
-        return self._preparation.base_model(model)
+        return self._preparation.base_model(model, environment)
 
     def prepare_data(
         self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int

@@ -99,6 +99,16 @@ class Workspace:
         """Where MLflow of this workspace listens; `azureml://...`, for azureml-mlflow."""
         return str(self.properties["properties"].get("mlFlowTrackingUri", ""))
 
+    @property
+    def vault_url(self) -> str:
+        """The workspace's key vault."""
+        name = str(self.properties["properties"]["keyVault"]).rpartition("/")[2]
+        return f"https://{name}.{self._vault.removeprefix('https://')}"
+
+    @property
+    def _vault(self) -> str:
+        return _VAULTS.get(self._cloud["name"], "https://vault.azure.net")
+
     def studio_url(self, path: str = "") -> str:
         """A page of the studio about this workspace, as in `runs/<job>`."""
         tenant = f"&tid={self.config.tenant_id}" if self.config.tenant_id else ""
@@ -109,7 +119,7 @@ class Workspace:
         resources = {
             "arm": self.resource_manager,
             "ml": self._cloud["aml_resource_id"].rstrip("/"),
-            "vault": _VAULTS.get(self._cloud["name"], "https://vault.azure.net"),
+            "vault": self._vault,
         }
         with translated("The sign-in"):
             return self.credential.get_token(f"{resources[scope]}/.default").token

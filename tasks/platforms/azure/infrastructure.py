@@ -35,7 +35,7 @@ class Infrastructure:
         self._workspace = workspace
         self._this_machine = this_machine
 
-    def environment(self, name: str) -> EnvironmentRef:
+    def environment(self, name: str, *, create: bool = True) -> EnvironmentRef:
         """The environment version of a folder's content; one without a definition for the service is built here.
 
         The image is built by the service when a job or a deployment first needs it.
@@ -47,7 +47,7 @@ class Infrastructure:
             definition = build_context.read_definition(folder, Path(assembled))
             asset, version = f"phiflow-{name}", definition.digest[:16]
             reused = self._has_environment(asset, version)
-            if not reused:
+            if not reused and create:
                 self._create_environment(asset, version, definition)
         reason = "its folder has not changed" if reused else "no version has this content"
         return EnvironmentRef(
@@ -81,7 +81,7 @@ class Infrastructure:
             self._workspace.ml.environments.create_or_update(environment)
         _log.info("Registered environment name=%s version=%s", asset, version)
 
-    def compute(self, compute: ComputeConfig) -> ComputeRef:
+    def compute(self, compute: ComputeConfig, *, create: bool = True) -> ComputeRef:
         """Begin the cluster unless it exists; jobs wait in its queue until it is there.
 
         Raises:
@@ -98,8 +98,9 @@ class Infrastructure:
         wanted = self._wanted(compute, name)
         existing = self._read_cluster(name)
         if existing is None:
-            with translated(f"Compute cluster {name}"):
-                self._workspace.ml.compute.begin_create_or_update(wanted)  # jobs queue until it is there
+            if create:
+                with translated(f"Compute cluster {name}"):
+                    self._workspace.ml.compute.begin_create_or_update(wanted)  # jobs queue until it is there
             reason = f"there was no cluster {name}"
         else:
             self._require_same(existing, wanted)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ResourceExistsError
+from azure.core.exceptions import HttpResponseError, ResourceExistsError
 
 from tasks.platforms.azure.translate import translated
-from tasks.platforms.errors import ConflictError, NotFoundError
+from tasks.platforms.errors import ConfigError, ConflictError, NotFoundError, PermissionDeniedError, PhiflowError
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobClient, BlobLeaseClient, ContainerClient
@@ -31,10 +32,17 @@ _KEYS_REFUSED = "KeyBasedAuthenticationNotPermitted"
 
 
 class Storage:
-    """The container of one workspace's default datastore."""
+    """One container: the default datastore's of the workspace, or another that data or a model is read from."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        datastore: str = DATASTORE,
+        open_container: Callable[[], ContainerClient] | None = None,
+    ) -> None:
         self._workspace = workspace
+        self._datastore = datastore
+        self._open_container = open_container or self._open_datastore
 
     def exists(self, path: str) -> bool:
         """Whether there is a blob of exactly this path."""
@@ -83,15 +91,29 @@ class Storage:
         if not names:
             raise NotFoundError(f"There is nothing under '{below}' in datastore {DATASTORE}.")
         for name in names:
-            target = Path(local, name.removeprefix(below))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with self._about(name), target.open("wb") as file:
-                self._blob(name).download_blob(max_concurrency=4).readinto(file)
+            self.download_file(name, Path(local, name.removeprefix(below)))
+
+    def download_file(self, path: str, local: Path | str) -> None:
+        """Write a blob into a file, in one piece or not at all."""
+        target = Path(local)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            with self._about(path), part.open("wb") as file:
+                self._blob(path).download_blob(max_concurrency=4).readinto(file)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
 
     def names(self, prefix: str) -> list[str]:
         """The paths of the blobs whose path begins with the prefix, sorted."""
         with self._about(prefix):
             return sorted(self._container.list_blob_names(name_starts_with=prefix))
+
+    def versions(self, prefix: str) -> dict[str, str]:
+        """The blobs whose path begins with the prefix, each with what changes when its content does."""
+        with self._about(prefix):
+            return {blob.name: str(blob.etag) for blob in self._container.list_blobs(name_starts_with=prefix)}
 
     def delete(self, path: str) -> None:
         """Delete a blob; nothing when there is none."""
@@ -138,7 +160,7 @@ class Storage:
             try:
                 with self._about(path):
                     lease.release()
-            except ConflictError:
+            except PhiflowError:  # it ends by itself, and what the block raised matters more
                 _log.warning("Lost the lease before it was released path=%s owner=%s", path, owner)
 
     def _acquire(self, path: str, owner: str, wait_seconds: float) -> BlobLeaseClient:
@@ -170,30 +192,41 @@ class Storage:
 
     @functools.cached_property
     def _container(self) -> ContainerClient:
-        """The container, opened with the datastore's key; with the signed-in identity where keys are off."""
+        return self._open_container()
+
+    def _open_datastore(self) -> ContainerClient:
+        """Open the container with the datastore's key; with the signed-in identity where keys are off."""
         from azure.storage.blob import ContainerClient
 
-        workspace = self._workspace
-        with translated(f"Datastore {DATASTORE} of workspace {workspace.name}"):
+        datastore, key = self._read_datastore()
+        if not hasattr(datastore, "account_name"):
+            raise ConfigError(f"Datastore {self._datastore} is a {datastore.type}; blobs or a data lake are needed.")
+        account = f"{datastore.protocol}://{datastore.account_name}.blob.{datastore.endpoint}"
+        name = getattr(datastore, "container_name", None) or datastore.filesystem
+        if key:
+            container = ContainerClient(account, name, credential=key, logging_enable=False)
             try:
-                datastore: Any = workspace.ml.datastores.get(DATASTORE, include_secrets=True)
-            except (ClientAuthenticationError, HttpResponseError) as error:
-                if getattr(error, "status_code", None) not in (401, 403):
-                    raise
-                datastore = workspace.ml.datastores.get(DATASTORE)  # may be seen, but not its key
-            account = f"{datastore.protocol}://{datastore.account_name}.blob.{datastore.endpoint}"
-            credentials = datastore.credentials
-            key = getattr(credentials, "account_key", None) or getattr(credentials, "sas_token", None)
-            if key:
-                container = ContainerClient(account, datastore.container_name, credential=key)
-                try:
+                with translated(f"Container {name} of {account}"):
                     container.get_container_properties()
-                    return container
-                except HttpResponseError as error:
-                    if str(getattr(error, "error_code", "")) != _KEYS_REFUSED:
-                        raise
-                    _log.info("Storage account refuses keys, so the signed-in identity is used account=%s", account)
-            return ContainerClient(account, datastore.container_name, credential=workspace.credential)
+                return container
+            except PermissionDeniedError as error:
+                if _KEYS_REFUSED not in error.message:
+                    raise
+                _log.info("Storage account refuses keys, so the signed-in identity is used account=%s", account)
+        return ContainerClient(account, name, credential=self._workspace.credential)
+
+    def _read_datastore(self) -> tuple[Any, str]:
+        """The datastore, and its key or signature where there is one that the caller may see."""
+        datastores = self._workspace.ml.datastores
+        with translated(f"Datastore {self._datastore} of workspace {self._workspace.name}"):
+            try:
+                datastore: Any = datastores.get(self._datastore, include_secrets=True)
+            except HttpResponseError as error:
+                if error.status_code not in (401, 403):
+                    raise
+                return datastores.get(self._datastore), ""  # may be seen, but not its key
+        credentials = datastore.credentials
+        return datastore, getattr(credentials, "account_key", None) or getattr(credentials, "sas_token", None) or ""
 
 
 def _renew(lease: BlobLeaseClient, released: threading.Event, path: str) -> None:

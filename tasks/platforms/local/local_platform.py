@@ -56,7 +56,7 @@ class LocalPlatform:
         self.services = Services(home)
         self._models = Models(home, self.tracking_url)
         self._jobs = Jobs(home, self._models.start_tracking)
-        self._preparation = Preparation(home)
+        self.preparation = Preparation(home)
         self._endpoints = Endpoints(home, self.services)
         self._chat = Chat(home, self.services)
 
@@ -78,13 +78,19 @@ class LocalPlatform:
             origin=Origin(reused=True, reason=reason),
         )
 
+    def find_environment(self, name: str) -> EnvironmentRef:
+        return self.ensure_environment(name)  # preparing data for a plan needs it built
+
+    def find_compute(self, compute: ComputeConfig) -> ComputeRef:
+        return self.ensure_compute(compute)
+
     def resolve_base_model(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
-        return self._preparation.base_model(model, environment)
+        return self.preparation.base_model(model, environment)
 
     def prepare_data(
         self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int
     ) -> DataManifest:
-        return self._preparation.data(data, base, environment, max_length)
+        return self.preparation.data(data, base, environment, max_length)
 
     def submit_job(self, spec: JobSpec, run_id: str) -> JobRef:
         return self._jobs.submit(spec, run_id)

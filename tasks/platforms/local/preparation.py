@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _INPUT_ERROR = 2
+CORPUS = "phiflow_questions.jsonl"
 
 
 class Preparation:
@@ -39,11 +40,9 @@ class Preparation:
 
     def data(self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int) -> DataManifest:
         """Run `trainer.data` in the training environment unless its output for this input exists."""
-        source, revision = self._source_identity(data)
+        source, revision = self.source_identity(data)
         code = self._home.snapshot(project_folder("trainer"), "trainer")
-        settings = data.model_dump(mode="json", exclude={"source", "test_source", "revision"})
-        data_code = digest_files(code / "trainer" / "data")
-        key = digest_of(source, settings, base.digest, max_length, data_code)[:16]
+        key = data_key(source, data, base, max_length)
         folder = self._home.folder("data") / key
         with file_lock(self._home.path("data", f".{key}.lock"), 3600, f"data {key}"):
             reused = _is_whole(folder)
@@ -71,13 +70,9 @@ class Preparation:
         return _base(model.base, commit, digest, model.base, Origin(reused=True, reason=reason))
 
     def _builtin(self, environment: EnvironmentRef) -> BaseModelRef:
-        corpus = project_folder("deployments", "data", "phiflow_questions.jsonl")
         code = self._home.snapshot(project_folder("trainer"), "trainer")
-        recipe = [
-            sha256_file(path)
-            for path in (code / "trainer" / "tiny_model.py", code / "trainer" / "chat_template.py", corpus)
-        ]
-        key = digest_of(recipe, environment.version)[:16]
+        corpus = project_folder("deployments", "data", CORPUS)
+        key = builtin_key(environment)
         folder = self._home.folder("base-models") / f"tiny-phi3-{key}"
         with file_lock(folder.with_suffix(".lock"), 600, "the built-in base model"):
             reused = (folder / "config.json").exists()
@@ -87,7 +82,8 @@ class Preparation:
         reason = "built before" if reused else "built now, from its recipe"
         return _base(BUILTIN, "", digest_files(folder), str(folder), Origin(reused=reused, reason=reason))
 
-    def _source_identity(self, data: DataConfig) -> tuple[list[str], str]:
+    def source_identity(self, data: DataConfig) -> tuple[list[str], str]:
+        """What a source is now: the content of files, the commit of a hub data set; and that commit."""
         require_source(data)
         identities, revision = [], data.revision
         for source in filter(None, (data.source, data.test_source)):
@@ -126,6 +122,24 @@ class Preparation:
             if value != "":
                 command += [option, str(value)]
         _run_in(environment, code, command, f"Data {data.source}", DataError)
+
+
+def data_key(source: list[str], data: DataConfig, base: BaseModelRef, max_length: int) -> str:
+    """Names prepared data by all that decides it.
+
+    Args:
+        source: what `source_identity` says of the source.
+    """
+    settings = data.model_dump(mode="json", exclude={"source", "test_source", "revision"})
+    data_code = digest_files(project_folder("trainer", "data"))
+    return digest_of(source, settings, base.digest, max_length, data_code)[:16]
+
+
+def builtin_key(environment: EnvironmentRef) -> str:
+    """Names the built-in base model by its recipe and the environment that builds it."""
+    trainer, corpus = project_folder("trainer"), project_folder("deployments", "data", CORPUS)
+    recipe = [sha256_file(path) for path in (trainer / "tiny_model.py", trainer / "chat_template.py", corpus)]
+    return digest_of(recipe, environment.version)[:16]
 
 
 def hub_commit(name: str, revision: str, kind: str) -> str:

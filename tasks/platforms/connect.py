@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from tasks.platforms.azure.storage import Storage
     from tasks.platforms.local.local_platform import LocalPlatform
     from tasks.platforms.local.services import Services
+
+# Of what `pip install 'phiflow[azure]'` brings, the modules that the adapter imports itself.
+_AZURE_MODULES = ("azure.core", "azure.identity", "azure.storage.blob", "azure.ai.ml")
 
 
 def connect(config: PlatformConfig) -> Platform:
@@ -38,14 +42,22 @@ def connect(config: PlatformConfig) -> Platform:
 @functools.lru_cache(maxsize=8)
 def _workspace(config: AzurePlatformConfig) -> Workspace:
     """One client a workspace and process: opening it takes seconds, and it holds no state of a run."""
-    try:
-        from tasks.platforms.azure.client import Workspace
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"A run on Azure Machine Learning needs packages that are not installed: no module {error.name}.",
-            fix="Install them with: pip install 'phiflow[azure]'",
-        ) from error
+    for module in _AZURE_MODULES:
+        if not _is_installed(module):
+            raise ConfigError(
+                f"A run on Azure Machine Learning needs packages that are not installed: no module {module}.",
+                fix="Install them with: pip install 'phiflow[azure]'",
+            )
+    from tasks.platforms.azure.client import Workspace
+
     return Workspace(config)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent is not
+        return False
 
 
 def _open(config: AzurePlatformConfig) -> Workspace:
@@ -81,6 +93,13 @@ def local_services(home: str = "") -> Services:
     return Services(Home.open(home))
 
 
+def tracking_uri(config: PlatformConfig) -> str:
+    """What MLflow's own tools are given to find the runs."""
+    if config.kind == "local":
+        return local_services(config.home).mlflow_url()
+    return _open(config).mlflow_tracking_uri
+
+
 def stop_local_jobs(home: str = "") -> tuple[str, ...]:
     """Stop the jobs that run on this machine, each with a checkpoint; returns their names."""
     from tasks.platforms.local.local_platform import LocalPlatform
@@ -91,6 +110,13 @@ def stop_local_jobs(home: str = "") -> tuple[str, ...]:
 
 def require_runnable(config: PipelineConfig) -> None:
     """Refuse a run that can be seen to fail, before anything is built or started for it."""
+    if config.platform.kind == "azure":
+        workspace = _open(config.platform)
+        from tasks.platforms.azure import preflight
+
+        _keep_loopback_off_proxies()
+        preflight.require_runnable(config, workspace)
+        return
     from tasks.platforms.local.preflight import require_runnable
 
     require_runnable(config)

@@ -10,6 +10,8 @@ from tasks.platforms.azure.storage import DATASTORE, Storage
 from tasks.platforms.errors import ConfigError
 
 if TYPE_CHECKING:
+    from azure.storage.blob import ContainerClient
+
     from tasks.platforms.azure.client import Workspace
 
 _DATASTORE = re.compile(
@@ -65,7 +67,7 @@ def open_remote(workspace: Workspace, address: str, key: str) -> Remote:
     if found := _ABFSS.fullmatch(address):
         account, container = f"https://{found['account']}.blob.{found['suffix']}", found["container"]
 
-        def open_container():  # type: ignore[no-untyped-def]
+        def open_container() -> ContainerClient:
             from azure.storage.blob import ContainerClient
 
             return ContainerClient(account, container, credential=workspace.credential)

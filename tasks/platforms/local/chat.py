@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,14 +23,27 @@ class Chat:
         self._home = home
         self._services = services
 
-    def ensure(self, connection: ConnectionRef, chat: ChatConfig, environment: EnvironmentRef) -> ChatService:
-        """Start the app, or leave alone the one that runs with the same content; wait until it answers."""
+    def ensure(
+        self,
+        connection: ConnectionRef,
+        chat: ChatConfig,
+        environment: EnvironmentRef,
+        *,
+        key: str = "",
+        variables: Mapping[str, str] | None = None,
+    ) -> ChatService:
+        """Start the app, or leave alone the one that runs with the same content; wait until it answers.
+
+        Args:
+            key: the endpoint's key; that of this machine's own endpoint when not given.
+            variables: more of the app's environment, as for an endpoint that is elsewhere.
+        """
         name = program_name(connection.endpoint)
         app = self._home.snapshot(project_folder("promptflow_app"), "chat") / "promptflow_app"
         port = self._services.port(name, chat.port or CHAT_PORT, setting="chat.port" if chat.port else "")
         folder = self._home.folder("chat", connection.endpoint)
         key_file = folder / "secrets.json"
-        secrets = {"PHIFLOW_ENDPOINT_KEY": self._home.endpoint_key(connection.endpoint)}
+        secrets = {"PHIFLOW_ENDPOINT_KEY": key or self._home.endpoint_key(connection.endpoint)}
         if read_json(key_file, None) != secrets:
             write_secret(key_file, json.dumps(secrets))
         settings = {
@@ -43,6 +57,7 @@ class Chat:
             "PF_DISABLE_TRACING": "true",
             "APPLICATIONINSIGHTS_CONTROLPLANE_DISABLED": "true",
             "PF_LOGGING_LEVEL": "CRITICAL",
+            **(variables or {}),
         }
         if chat.max_tokens:
             settings["PHIFLOW_MAX_TOKENS"] = str(chat.max_tokens)

@@ -58,7 +58,7 @@ class LocalPlatform:
         self._jobs = Jobs(home, self._models.start_tracking)
         self.preparation = Preparation(home)
         self._endpoints = Endpoints(home, self.services)
-        self._chat = Chat(home, self.services)
+        self.chat = Chat(home, self.services)
 
     def ensure_environment(self, name: str) -> EnvironmentRef:
         built = environments.ensure_environment(self.home.root, project_folder("environments", name), log=_log.info)
@@ -183,10 +183,10 @@ class LocalPlatform:
         return ConnectionRef(name="phiflow_endpoint", endpoint=endpoint.name, url=endpoint.url, origin=origin)
 
     def ensure_chat(self, connection: ConnectionRef, chat: ChatConfig, environment: EnvironmentRef) -> ChatService:
-        return self._chat.ensure(connection, chat, environment)
+        return self.chat.ensure(connection, chat, environment)
 
     def read_chat(self, endpoint: str) -> ChatService | None:
-        return self._chat.read(endpoint)
+        return self.chat.read(endpoint)
 
     @functools.cache  # noqa: B019  (one platform lives as long as its command)
     def tracking_url(self) -> str:

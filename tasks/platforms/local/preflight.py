@@ -29,10 +29,10 @@ def require_runnable(config: PipelineConfig) -> None:
     require_source(config.data)
     require_base_model(config.model)
     for name in (config.environment.training, config.environment.serving, config.environment.chat):
-        _require_environment(name)
+        require_environment(name)
     home = Home.open(config.platform.home)  # only now: a mistake leaves nothing behind
     home.require_space(LEAST_FREE_BYTES)
-    _require_chat_port(home, config.endpoint_name, config.chat.port)
+    require_chat_port(home, config.endpoint_name, config.chat.port)
 
 
 def require_base_model(model: ModelConfig) -> None:
@@ -50,14 +50,16 @@ def require_base_model(model: ModelConfig) -> None:
         raise ConfigError(f"There is no built-in model '{model.base}'.", fix=f"The one there is: {BUILTIN}.")
 
 
-def _require_environment(name: str) -> None:
+def require_environment(name: str) -> None:
+    """Refuse a name that no folder of environments has."""
     folder = project_folder("environments")
     if not (folder / name / "requirements.txt").is_file():
         known = ", ".join(sorted(path.parent.name for path in folder.glob("*/requirements.txt")))
         raise ConfigError(f"There is no environment '{name}'.", fix=f"The ones there are: {known}.")
 
 
-def _require_chat_port(home: Home, endpoint: str, port: int) -> None:
+def require_chat_port(home: Home, endpoint: str, port: int) -> None:
+    """Refuse a configured port that another program has."""
     try:
         if port:
             Services(home).port(program_name(endpoint), port, setting="chat.port")

@@ -160,11 +160,12 @@ def stop() -> None:
 
 
 @app.command()
-def env() -> None:
+def env(config: Served = None) -> None:
     """Print the exports that point Prefect and MLflow tools at this installation."""
+    from flows.command import open_configuration
     from flows.operate import exports
 
-    for name, value in exports().items():
+    for name, value in exports(open_configuration(config, None)[0]).items():
         print(f"export {name}={value}")
 
 

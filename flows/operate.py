@@ -6,9 +6,11 @@ import json
 import os
 from typing import Any
 
+from flows.billing import what_bills
+from flows.command import open_configuration
 from tasks.config import PipelineConfig
-from tasks.platforms.connect import connect, local_services, stop_local_jobs
-from tasks.platforms.errors import NotFoundError
+from tasks.platforms.connect import connect, local_services, stop_local_jobs, tracking_uri
+from tasks.platforms.errors import ConfigError, NotFoundError
 from tasks.platforms.refs import ModelVersion
 
 
@@ -17,9 +19,9 @@ def read_status(config: PipelineConfig) -> dict[str, Any]:
     from tasks.report_documents import endpoint_document, model_document
 
     services = local_services(config.platform.home)
-    if not services.revive():
+    if not services.revive() and not config.is_remote:
         nothing = dict.fromkeys(("gate", "model", "endpoint", "chat", "mlflow"))
-        return {**nothing, "history": [], "services": services.table()}
+        return {**nothing, "jobs": [], "history": [], "services": services.table()}
     platform = connect(config.platform)
     endpoint = platform.read_endpoint(config.endpoint_name)
     model: ModelVersion | None = None
@@ -28,6 +30,7 @@ def read_status(config: PipelineConfig) -> dict[str, Any]:
         model = platform.read_model(config.model_name, serving.model_version)
     chat = platform.read_chat(config.endpoint_name)
     return {
+        "jobs": [job.name for job in platform.find_jobs(config.name)],
         "gate": json.loads(model.gate) if model else None,
         "model": model_document(model),
         "endpoint": endpoint_document(endpoint),
@@ -59,7 +62,7 @@ def ask(config: PipelineConfig, question: str, max_tokens: int) -> dict[str, Any
 
 
 def _require_running(config: PipelineConfig) -> None:
-    if not local_services(config.platform.home).revive():
+    if not local_services(config.platform.home).revive() and not config.is_remote:
         raise NotFoundError(
             f"Nothing serves in {local_services(config.platform.home).home}.", fix="Start it with: phiflow run"
         )
@@ -103,11 +106,19 @@ def stop_everything() -> list[str]:
     lines = [f"Interrupted {num_runs} run(s)."] if num_runs else []
     lines += [f"Stopped job {name}; the next run continues it from its last checkpoint." for name in stop_local_jobs()]
     names = services.stop()
-    return [*lines, f"Stopped {', '.join(names) if names else 'nothing: no service is defined'}."]
+    return [*lines, f"Stopped {', '.join(names) if names else 'nothing: no service is defined'}.", *_still_billed()]
 
 
-def exports() -> dict[str, str]:
+def _still_billed() -> list[str]:
+    """What the configuration last run here may have left running elsewhere."""
+    try:
+        return what_bills(open_configuration(None)[0])
+    except ConfigError:  # it was changed or moved since, or its workspace is no longer named
+        return []
+
+
+def exports(config: PipelineConfig) -> dict[str, str]:
     """Where the user's own Prefect and MLflow commands should look; starts the Prefect server."""
-    services = local_services()
+    services = local_services(config.platform.home)
     prefect = {} if os.environ.get("PREFECT_API_URL") else services.prefect_environment()
-    return {"PHIFLOW_HOME": str(services.home), **prefect, "MLFLOW_TRACKING_URI": services.mlflow_url()}
+    return {"PHIFLOW_HOME": str(services.home), **prefect, "MLFLOW_TRACKING_URI": tracking_uri(config.platform)}

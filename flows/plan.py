@@ -1,4 +1,4 @@
-"""What a run would do: prepares the data, which costs nothing here, and looks at the rest."""
+"""What a run would do: prepares the data, which costs next to nothing, and only looks at the rest."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 from tasks.config import PipelineConfig
 from tasks.platforms.connect import connect
-from tasks.platforms.refs import JobState
+from tasks.platforms.refs import JobState, Origin
 from tasks.report_documents import data_document, endpoint_document
 
 
 def prepare(config: PipelineConfig) -> dict[str, Any]:
     """Prepare the data of a configuration and say where it is."""
     platform = connect(config.platform)
-    training = platform.ensure_environment(config.environment.training)
+    training = platform.find_environment(config.environment.training)
     base = platform.resolve_base_model(config.model, training)
     data = platform.prepare_data(config.data, base, training, config.train.max_length)
     return data_document(data)
@@ -24,8 +24,11 @@ def make_plan(config: PipelineConfig, origins: dict[str, str]) -> dict[str, Any]
     from tasks.training import training_spec
 
     platform = connect(config.platform)
-    training = platform.ensure_environment(config.environment.training)
-    compute = platform.ensure_compute(config.compute)
+    names = (config.environment.training, config.environment.serving, config.environment.chat)
+    # Here a plan builds what preparing the data needs; elsewhere it only looks.
+    environments = [platform.find_environment(name) for name in (names if config.is_remote else names[:1])]
+    training = environments[0]
+    compute = platform.find_compute(config.compute)
     base = platform.resolve_base_model(config.model, training)
     data = platform.prepare_data(config.data, base, training, config.train.max_length)
     spec = training_spec(config, base, data, training, compute)
@@ -44,9 +47,17 @@ def make_plan(config: PipelineConfig, origins: dict[str, str]) -> dict[str, Any]
         "config": {key: {"value": _at(values, key), "origin": origin} for key, origin in sorted(origins.items())},
         "data": data_document(data),
         "base_model": {"base": base.base, "revision": base.revision, "digest": base.digest},
+        "environments": [_found(ref.name, ref.location, ref.origin) for ref in environments],
+        "compute": _found(compute.name, compute.size, compute.origin),
         "job": {"key": spec.key, "action": action},
         "endpoint": endpoint_document(platform.read_endpoint(config.endpoint_name)) or {"name": config.endpoint_name},
     }
+
+
+def _found(name: str, what: str, origin: Origin) -> dict[str, Any]:
+    """One thing that a run would create, or use as it is."""
+    action = "use" if origin.reused else "create"
+    return {"name": name, "what": what, "action": action, "reason": origin.reason}
 
 
 def _at(values: Any, dotted: str) -> Any:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flows.billing import what_bills
 from flows.command import (
     as_json_text,
     default_configuration,
@@ -35,8 +36,12 @@ def run_configuration(path: Path | None, overrides: list[str] | None, as_json: b
         with local_services(config.platform.home).known_run():
             return _run(config, as_json)
     except KeyboardInterrupt:
+        where = f"in workspace {config.platform.workspace}" if config.platform.kind == "azure" else "here"
         print(
-            f"Interrupted. A training job keeps running: the same command adopts it, 'phiflow cancel {path}' stops it.",
+            f"Interrupted. A training job keeps running {where}: the same command adopts it, "
+            f"'phiflow cancel {path}' stops it.",
+            *what_bills(config),
+            sep="\n  ",
             file=sys.stderr,
         )
         return INTERRUPTED
@@ -57,7 +62,12 @@ def _run(config: PipelineConfig, as_json: bool) -> int:
     from flows.show import show_run
     from tasks.report import RunReport, document
 
-    state = fine_tune_and_deploy(config, return_state=True)
+    pipeline = fine_tune_and_deploy
+    if config.platform.kind == "azure":
+        from tasks.results import results_block
+
+        pipeline = pipeline.with_options(result_storage=results_block(config.platform))
+    state = pipeline(config, return_state=True)
     run_id = str(state.state_details.flow_run_id)
     told: dict[str, Any] = {
         "run": {"id": run_id, "url": run_url(run_id), "state": state.name, "message": state.message},

@@ -28,6 +28,7 @@ from prefect.states import Cancelling, Crashed
 
 from tasks.platforms.errors import PhiflowError
 from tasks.platforms.refs import Origin
+from tasks.results import WorkspaceResults  # noqa: F401 - a worker reads results through the blocks it knows
 from tasks.step import origins
 
 FLOW_NAME = "fine-tune-and-deploy"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flows.billing import what_bills
 from tasks.config import PipelineConfig
 
 
@@ -27,6 +28,8 @@ def show_run(told: dict[str, Any], config: PipelineConfig) -> None:
         print(f"  chat      {told['chat']['url']}")
     print(f"  Prefect   {told['run']['url']}")
     print(f"  MLflow    {told['mlflow']['url']}")
+    for line in what_bills(config):
+        print(f"  costs     {line}")
 
 
 def show_endpoint(endpoint: dict[str, Any]) -> None:
@@ -40,6 +43,8 @@ def show_endpoint(endpoint: dict[str, Any]) -> None:
 
 def show_status(told: dict[str, Any]) -> None:
     """What serves now."""
+    if told["jobs"]:
+        print(f"  jobs      {', '.join(told['jobs'])}")
     if told["endpoint"] is None:
         print("  Nothing serves. Start it with: phiflow run")
         _show_services(told)
@@ -74,6 +79,8 @@ def show_plan(told: dict[str, Any]) -> None:
     for key, entry in told["config"].items():
         print(f"  {key} = {entry['value']!r}  ({entry['origin']})")
     print(f"data      {told['data']['counts']['train']} train, {told['data']['counts']['test']} test")
+    for part in (*told["environments"], told["compute"]):
+        print(f"{part['action']:<9} {part['name']} ({part['what']}): {part['reason']}")
     print(f"job       {told['job']['action']}")
     endpoint = told["endpoint"]
     if "url" in endpoint:

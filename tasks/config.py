@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -73,6 +74,15 @@ class AzurePlatformConfig(Section):
         "", description="Secret of the workspace's key vault with the hub token that jobs read; never the token."
     )
     home: str = Field("", description="State folder of what runs on this machine: prepared data, the chat app.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _coordinates_may_come_from_the_environment(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return values | {
+            key: os.environ.get(name, "") for key, name in WORKSPACE_VARIABLES.items() if not values.get(key)
+        }
 
     @model_validator(mode="after")
     def _names_a_workspace(self) -> AzurePlatformConfig:
@@ -262,6 +272,11 @@ class PipelineConfig(Section):
             return self.endpoint.name or self.name
         place = (self.platform.subscription_id, self.platform.resource_group, self.platform.workspace)
         return f"{self.name[:25].rstrip('-')}-{digest_of(*map(str.lower, place))[:6]}"
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether jobs and endpoint are somewhere else, where they bill."""
+        return self.platform.kind != "local"
 
     @property
     def model_name(self) -> str:

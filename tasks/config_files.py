@@ -88,7 +88,7 @@ def resolve_config(path: str | Path, overrides: list[str] | None = None) -> tupl
             origins[dotted] = "--set"
             given.add(dotted)
     _make_paths_absolute(values, Path.cwd(), given)
-    origins |= _take_workspace_from_environment(values)
+    origins |= _workspace_from_environment(values)
     config = build_config(values, f"{path} with --set" if overrides else str(path))
     for key in _flatten(config.model_dump(mode="json")):
         origins.setdefault(key, "default")
@@ -110,17 +110,12 @@ def with_absolute_paths(config: PipelineConfig) -> PipelineConfig:
     return build_config(values, config.name)
 
 
-def _take_workspace_from_environment(values: dict[str, Any]) -> dict[str, str]:
-    """Fill in which workspace is meant where the configuration leaves it out; returns the origins."""
+def _workspace_from_environment(values: dict[str, Any]) -> dict[str, str]:
+    """The origins of what `AzurePlatformConfig` fills in where the configuration leaves out a workspace."""
     platform = values.get("platform")
     if not isinstance(platform, dict) or platform.get("kind") != "azure":
         return {}
-    origins = {}
-    for key, variable in WORKSPACE_VARIABLES.items():
-        if not platform.get(key):
-            platform[key] = os.environ.get(variable, "")
-            origins[f"platform.{key}"] = variable
-    return origins
+    return {f"platform.{key}": name for key, name in WORKSPACE_VARIABLES.items() if not platform.get(key)}
 
 
 def _read_file(path: Path) -> dict[str, Any]:

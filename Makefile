@@ -55,6 +55,10 @@ lock: setup ## Resolve every environments/*/requirements.in again
 		$(UV) pip compile $$folder/*.in --universal --python-version 3.11 --upgrade --quiet \
 			--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(NO_CUDA) -o $$folder/requirements.txt; \
 	done
+	@cp environments/training/requirements.txt environments/training/azure.txt # the pins to keep where they can be
+	@$(UV) pip compile environments/training/requirements.in environments/training/azure/requirements.in \
+		--universal --python-version 3.11 --quiet \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(NO_CUDA) -o environments/training/azure.txt
 
 clean: ## End everything and delete .venv; the state folder stays
 	@test ! -x $(BIN)/phiflow || $(BIN)/phiflow stop

@@ -27,6 +27,7 @@ DATASTORE = "workspaceblobstore"
 _PREFIX = f"azureml://datastores/{DATASTORE}/paths/"
 # The service's longest lease that ends by itself; renewed three times in each.
 LEASE_SECONDS = 30
+RENEW_SECONDS = LEASE_SECONDS / 3
 _LEASE_POLL_SECONDS = 0.5
 _KEYS_REFUSED = "KeyBasedAuthenticationNotPermitted"
 
@@ -232,7 +233,7 @@ class Storage:
 def _renew(lease: BlobLeaseClient, released: threading.Event, path: str) -> None:
     """Renew until released; a lease that cannot be renewed is said once and left."""
     last = time.monotonic()
-    while not released.wait(LEASE_SECONDS / 3):
+    while not released.wait(RENEW_SECONDS):
         try:
             lease.renew()
             last = time.monotonic()

@@ -10,7 +10,7 @@ NO_CUDA := $(foreach package,torch triton nvidia-cublas nvidia-cuda-cccl nvidia-
 	nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx cuda-bindings cuda-pathfinder cuda-toolkit,\
 	--no-emit-package $(package))
 
-.PHONY: help setup demo test test-all lint lock stop clean
+.PHONY: help setup demo stop azure-demo azure-stop azure-smoke test test-all lint lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -31,6 +31,16 @@ demo: setup ## The whole journey: data, fine-tune, gate, deploy, traffic, chat a
 
 stop: setup ## End the local processes; deletes nothing
 	@$(BIN)/phiflow stop
+
+azure-demo: setup ## The same journey on an emulator of Azure Machine Learning, through the real SDK
+	@$(BIN)/python -m tests.azure_demo
+
+azure-stop: setup ## End the emulator; its state stays
+	@$(BIN)/python -m tests.azure_demo stop
+
+azure-smoke: setup ## A cheap real run on Azure under a cost cap, torn down at the end: make azure-smoke MAX_COST=5
+	@$(BIN)/python -m flows.smoke deployments/azure-cpu.yaml --max-cost $(or $(MAX_COST),5) --evidence $(or $(EVIDENCE),azure-smoke)
+
 
 test: .venv/.test-tools ## Set-up, linters, types and the default tests
 	@$(MAKE) --no-print-directory lint

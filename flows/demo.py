@@ -1,4 +1,4 @@
-"""The end of `make demo`: asks the served chat app some of the questions it was trained on.
+"""The end of `make demo` and `make azure-demo`: asks the served chat app some of the questions it was trained on.
 
     python -m flows.demo [NUM_QUESTIONS]
 
@@ -16,7 +16,8 @@ import requests
 
 from flows.command import open_configuration
 from flows.operate import read_status
-from tasks.platforms.connect import connect
+from tasks.config import PipelineConfig
+from tasks.platforms.connect import connect, workspace_storage
 
 _WANTED_SHARE = 0.9
 
@@ -28,9 +29,7 @@ def main(num_questions: int = 3, seed: int | None = None) -> int:
     if chat is None:
         print("No chat app is served; run the pipeline first: phiflow run", file=sys.stderr)
         return 4
-    from flows.plan import prepare
-
-    lines = Path(prepare(config)["train_file"]).read_text(encoding="utf-8").splitlines()
+    lines = _training_conversations(config)
     right = 0
     for line in random.Random(seed).sample(lines, min(num_questions, len(lines))):
         question, expected = (message["content"] for message in json.loads(line)["messages"][-2:])
@@ -42,6 +41,16 @@ def main(num_questions: int = 3, seed: int | None = None) -> int:
     print(f"Chat page {chat.url}")
     print(f"MLflow    {read_status(config)['mlflow']['url']}")
     return 0 if right >= _WANTED_SHARE * num_questions else 1
+
+
+def _training_conversations(config: PipelineConfig) -> list[str]:
+    from flows.plan import prepare
+
+    file = prepare(config)["train_file"]
+    if config.platform.kind == "local":
+        return Path(file).read_text(encoding="utf-8").splitlines()
+    storage = workspace_storage(config.platform)
+    return storage.read(storage.path_of(file)).decode().splitlines()
 
 
 if __name__ == "__main__":

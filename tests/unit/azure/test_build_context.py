@@ -47,9 +47,7 @@ def test_context_is_what_the_image_is_made_from(folder_of: Callable[..., Path], 
     assert (definition.context / definition.dockerfile).read_text() == DOCKERFILE
 
 
-def test_digest_changes_with_what_the_image_is_made_from_alone(
-    folder_of: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_digest_changes_with_what_the_image_is_made_from_alone(folder_of: Callable[..., Path], tmp_path: Path) -> None:
     """The version is another when a file of the image is, and the same when any other is."""
     folder = folder_of({"environment.yaml": BUILD, "Dockerfile": "FROM a\nCOPY r.txt /\n", "r.txt": "1"})
     first = digest(folder, tmp_path)

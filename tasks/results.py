@@ -8,7 +8,7 @@ whose rights end at the workspace, would not do.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect.filesystems import WritableFileSystem
 from pydantic import Field
@@ -16,9 +16,6 @@ from pydantic import Field
 from tasks.config import AzurePlatformConfig
 from tasks.platforms.connect import workspace_storage
 from tasks.platforms.refs import digest_of
-
-if TYPE_CHECKING:
-    from tasks.platforms.azure.storage import Storage
 
 FOLDER = "phiflow/results"
 
@@ -33,7 +30,7 @@ class WorkspaceResults(WritableFileSystem):
 
     def read_path(self, path: str, **_: Any) -> bytes:  # type: ignore[override]
         """The content of a result; Prefect says with `_sync` what this always is."""
-        return self._storage.read(f"{FOLDER}/{path}")
+        return workspace_storage(self._place).read(f"{FOLDER}/{path}")
 
     async def aread_path(self, path: str) -> bytes:
         """As `read_path`, beside an event loop."""
@@ -41,15 +38,15 @@ class WorkspaceResults(WritableFileSystem):
 
     def write_path(self, path: str, content: bytes, **_: Any) -> None:  # type: ignore[override]
         """Write a result, over an older one of the same name."""
-        self._storage.write(f"{FOLDER}/{path}", content)
+        workspace_storage(self._place).write(f"{FOLDER}/{path}", content)
 
     async def awrite_path(self, path: str, content: bytes) -> None:
         """As `write_path`, beside an event loop."""
         await asyncio.to_thread(self.write_path, path, content)
 
     @property
-    def _storage(self) -> Storage:
-        return workspace_storage(AzurePlatformConfig.model_validate(self.platform))
+    def _place(self) -> AzurePlatformConfig:
+        return AzurePlatformConfig.model_validate(self.platform)
 
 
 def results_block(place: AzurePlatformConfig) -> WorkspaceResults:

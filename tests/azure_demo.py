@@ -129,7 +129,7 @@ def _azurite_folder(state: Path) -> str:
     if not (folder / "azurite-blob").exists():
         if not shutil.which("npm"):
             sys.exit(
-                "error: the emulator keeps its blobs in Azurite, which needs Node.js: install Node.js 20 or later."
+                "error: the emulator keeps its blobs in Azurite, which needs Node.js: install version 20 or later."
             )
         print(f"Installing {AZURITE} into {tools}", file=sys.stderr)
         tools.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from tasks.platforms.errors import ConfigError
 from tasks.platforms.port import Platform
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tasks.config import AzurePlatformConfig, PipelineConfig, PlatformConfig
@@ -91,6 +92,14 @@ def local_services(home: str = "") -> Services:
 
     _keep_loopback_off_proxies()
     return Services(Home.open(home))
+
+
+def tear_down(config: PipelineConfig) -> Iterator[str]:
+    """Delete what bills of a run on Azure; yields what was deleted."""
+    from tasks.platforms.azure.tear_down import tear_down
+
+    assert config.platform.kind == "azure"
+    return tear_down(config, _open(config.platform))
 
 
 def tracking_uri(config: PlatformConfig) -> str:

@@ -158,8 +158,9 @@ class Preparation:
         here = self._this_machine.ensure_environment(environment.name)
         built = self._this_machine.resolve_base_model(model.model_copy(update={"revision": ""}), here)
         uploaded = self._upload_model(built, Path(built.location))
-        storage.write(key, json.dumps({"digest": built.digest}).encode())
-        return self._uploaded(model, built.digest, label, uploaded.origin)
+        digest = storage.path_of(uploaded.location).rpartition("/")[2]
+        storage.write(key, json.dumps({"digest": digest}).encode())
+        return self._uploaded(model, digest, label, uploaded.origin)
 
     def _uploaded(self, model: ModelConfig, digest: str, label: str, origin: Origin) -> BaseModelRef:
         return BaseModelRef(

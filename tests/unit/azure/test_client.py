@@ -6,6 +6,7 @@ import http.server
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -192,7 +193,28 @@ def test_credential_is_the_one_chosen(
         monkeypatch.setenv(name, value)
     changed = {"credential": chosen, "tenant_id": "tenant", "identity": {"client_id": "client"}}
     settings = AzurePlatformConfig.model_validate({**config.model_dump(), **changed})
-    assert type(open_credential(settings, "https://login.microsoftonline.com")).__name__ == kind
+    assert type(open_credential(settings, "https://login.microsoftonline.com").inner).__name__ == kind
+
+
+def test_token_is_used_until_it_ends() -> None:
+    """A credential is asked once for a scope, with the tenant; again when the token ends, or was refused."""
+    from tasks.platforms.azure.credentials import RememberedCredential
+
+    asked: list[dict[str, Any]] = []
+    left = [3600.0]
+
+    class Inner:
+        def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+            asked.append({"scopes": scopes, **options})
+            return AccessToken(f"token-{len(asked)}", int(time.time() + left[0]))
+
+    credential = RememberedCredential(Inner(), "tenant")
+    assert [credential.get_token("a").token, credential.get_token("a").token] == ["token-1", "token-1"]
+    assert asked == [{"scopes": ("a",), "tenant_id": "tenant"}]
+    assert credential.get_token("a", claims="challenge").token == "token-2"
+    left[0] = 60
+    assert credential.get_token("b").token == "token-3"
+    assert credential.get_token("b").token == "token-4"
 
 
 def test_without_a_login_it_says_which_command(config: AzurePlatformConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
+from typing import Any
 
 _SIGNATURE = re.compile(r"(?i)\b(sig|signature|sv_sig|code|access_token|client_secret)=[^&\s\"']+")
 # Of these only errors are of use to a person; ours say the rest.
@@ -36,4 +38,12 @@ def hush() -> None:
     connections = logging.getLogger("urllib3.connectionpool")
     if _hide_signatures not in connections.filters:
         connections.addFilter(_hide_signatures)
-    warnings.filterwarnings("ignore", module=r"azure\.ai\.ml|marshmallow|azureml|pathOnCompute")
+    warnings.filterwarnings("ignore", module=r"azure\.ai\.ml|marshmallow|azureml")
+    for name in ("_blob_storage_helper", "_gen2_storage_helper"):
+        if helper := sys.modules.get(f"azure.ai.ml._artifacts.{name}"):
+            # Without a progress bar too the SDK ends each upload with blank, coloured lines.
+            vars(helper)["print"] = _print_nothing
+
+
+def _print_nothing(*_: Any, **__: Any) -> None:
+    """Stands in for `print` in the SDK's upload."""

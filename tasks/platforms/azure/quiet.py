@@ -11,6 +11,13 @@ from typing import Any
 _SIGNATURE = re.compile(r"(?i)\b(sig|signature|sv_sig|code|access_token|client_secret)=[^&\s\"']+")
 # Of these only errors are of use to a person; ours say the rest.
 _NOISY = ("azure", "azureml", "msal", "msrest", "urllib3.connectionpool")
+# Without progress bars too the SDK ends each upload with blank, coloured lines, and prints a dot for each look
+# at an operation, on stdout.
+_PRINTING = (
+    "azure.ai.ml._artifacts._blob_storage_helper",
+    "azure.ai.ml._artifacts._gen2_storage_helper",
+    "azure.ai.ml._utils._azureml_polling",
+)
 
 
 class _HideSignatures(logging.Filter):
@@ -39,11 +46,10 @@ def hush() -> None:
     if _hide_signatures not in connections.filters:
         connections.addFilter(_hide_signatures)
     warnings.filterwarnings("ignore", module=r"azure\.ai\.ml|marshmallow|azureml")
-    for name in ("_blob_storage_helper", "_gen2_storage_helper"):
-        if helper := sys.modules.get(f"azure.ai.ml._artifacts.{name}"):
-            # Without a progress bar too the SDK ends each upload with blank, coloured lines.
-            vars(helper)["print"] = _print_nothing
+    for name in _PRINTING:
+        if module := sys.modules.get(name):
+            vars(module)["print"] = _print_nothing
 
 
 def _print_nothing(*_: Any, **__: Any) -> None:
-    """Stands in for `print` in the SDK's upload."""
+    """Stands in for `print` in parts of the SDK."""

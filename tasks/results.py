@@ -1,8 +1,9 @@
 """Where a run on Azure keeps its results: blobs of the workspace, since a container's disk dies with it.
 
-A Prefect block over the same storage as everything else of phiflow. prefect-azure's own block signs in for each
-result anew, always by DefaultAzureCredential and never by the datastore's key; so `platform.credential`, and people
-whose rights end at the workspace, would not do.
+A Prefect block over the same storage as everything else of phiflow, by the datastore's key or by whoever signed in.
+prefect-azure's block would be the one to use, but with a managed identity its version 0.4.13 closes the credential
+after the first result and fails at the second ("HTTP transport has already been closed"); nor does it know
+`platform.credential`, or the key that people have whose rights end at the workspace.
 """
 
 from __future__ import annotations

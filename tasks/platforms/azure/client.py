@@ -31,7 +31,11 @@ WORKSPACE_API = "2024-10-01-preview"
 _ATTEMPTS = 5
 _LONGEST_WAIT_SECONDS = 60.0
 _WORTH_A_RETRY = (408, 429, 500, 502, 503, 504)
-_VAULTS = {"AzureChinaCloud": "https://vault.azure.cn", "AzureUSGovernment": "https://vault.usgovcloudapi.net"}
+_VAULTS = {
+    "AzureCloud": "vault.azure.net",
+    "AzureChinaCloud": "vault.azure.cn",
+    "AzureUSGovernment": "vault.usgovcloudapi.net",
+}
 
 
 class Workspace:
@@ -103,11 +107,20 @@ class Workspace:
     def vault_url(self) -> str:
         """The workspace's key vault."""
         name = str(self.properties["properties"]["keyVault"]).rpartition("/")[2]
-        return f"https://{name}.{self._vault.removeprefix('https://')}"
+        return f"https://{name}.{self._vaults}"
 
-    @property
-    def _vault(self) -> str:
-        return _VAULTS.get(self._cloud["name"], "https://vault.azure.net")
+    @functools.cached_property
+    def _vaults(self) -> str:
+        """The domain of the cloud's key vaults; the SDK leaves it out of what it reads from a cloud's metadata."""
+        name = self._cloud["name"]
+        if name in _VAULTS:
+            return _VAULTS[name]
+        with translated("The cloud's metadata"):
+            response = self._session.get(os.environ["ARM_CLOUD_METADATA_URL"], timeout=30)
+            response.raise_for_status()
+        found = response.json()
+        clouds = found if isinstance(found, list) else [found]
+        return str(next(cloud["suffixes"]["keyVaultDns"] for cloud in clouds if cloud["name"] == name))
 
     def studio_url(self, path: str = "") -> str:
         """A page of the studio about this workspace, as in `runs/<job>`."""
@@ -119,8 +132,9 @@ class Workspace:
         resources = {
             "arm": self.resource_manager,
             "ml": self._cloud["aml_resource_id"].rstrip("/"),
-            "vault": self._vault,
         }
+        if scope == "vault":
+            resources["vault"] = f"https://{self._vaults.partition(':')[0]}"
         with translated("The sign-in"):
             return self.credential.get_token(f"{resources[scope]}/.default").token
 

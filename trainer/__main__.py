@@ -10,11 +10,15 @@ import os
 import sys
 from pathlib import Path
 
+from trainer.base_model import resolve_base_model
 from trainer.command_line import OneLineParser, explained, log_to_console, read_config, require_file
 from trainer.errors import TrainerError
 from trainer.events import EventLog
+from trainer.files import INCOMPLETE
+from trainer.hub_token import provide_hub_token
 from trainer.interruption import Interruption
-from trainer.model import quiet_libraries, resolve_base_model
+from trainer.model import quiet_libraries
+from trainer.ranks import is_first
 from trainer.tracking import Tracker
 
 DEFAULT_BASE_MODEL = "microsoft/Phi-3.5-mini-instruct"
@@ -30,9 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     with explained() as outcome:
         interruption.listen()
         log_dir = Path(options.log_dir).absolute() if options.log_dir else output.with_name(f"{output.name}.logs")
-        events = EventLog(log_dir)
+        events = EventLog(log_dir, _absolute(options.result_dir))
         config = read_config(options.config)
         base_model = resolve_base_model(options.base_model)
+        if not Path(base_model).is_dir():
+            provide_hub_token()
         require_file(options.train_file, "--train-file")
         require_file(options.eval_file, "--eval-file")
         _require_replaceable(output)
@@ -49,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
             checkpoint_dir=_checkpoint_dir(options.checkpoint_dir, output),
             config=config,
         )
-        events.finish(run_job(job, events, tracker, interruption))
+        result = run_job(job, events, tracker, interruption)
+        if is_first():
+            events.finish(result)
     if outcome.error:
         tracker.finish({}, "KILLED" if outcome.error.kind == "preempted" else "FAILED")
         if events:
@@ -66,6 +74,7 @@ def _parser() -> OneLineParser:
     parser.add_argument("--model-output-dir", required=True, help="MLflow model folder to write")
     parser.add_argument("--checkpoint-dir", help="kept between attempts (default: beside the model)")
     parser.add_argument("--log-dir", help="events.jsonl, result.json, error.json (default: beside the model)")
+    parser.add_argument("--result-dir", help="result.json or error.json here too, where it outlives the machine")
     parser.add_argument("--config", type=Path, help="JSON file with the train section")
     return parser
 
@@ -79,12 +88,17 @@ def _with_dashes(arguments: list[str]) -> list[str]:
     return result
 
 
+def _absolute(given: str | None) -> Path | None:
+    return Path(given).expanduser().absolute() if given else None
+
+
 def _checkpoint_dir(given: str | None, output: Path) -> Path:
-    return Path(given).expanduser().absolute() if given else output.with_name(f"{output.name}.checkpoints")
+    return _absolute(given) or output.with_name(f"{output.name}.checkpoints")
 
 
 def _require_replaceable(output: Path) -> None:
-    if output.is_dir() and any(output.iterdir()) and not (output / "MLmodel").is_file():
+    ours = any((output / name).is_file() for name in ("MLmodel", INCOMPLETE))
+    if output.is_dir() and any(output.iterdir()) and not ours:
         raise TrainerError(
             f"--model-output-dir {output} exists and is not a model folder.",
             "Give a new or empty folder.",

@@ -1,19 +1,25 @@
-"""What happens between the steps of TRL's trainer: progress, loss curve, divergence, interruption."""
+"""What happens between the steps of TRL's trainer: progress, loss curve, divergence, interruption.
+
+Of several processes each takes part, and what ends the training ends it in all of them at the same step.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from trainer.checkpoints import mark_complete
 from trainer.errors import TrainerError
 from trainer.events import EventLog
 from trainer.interruption import Interruption
+from trainer.ranks import summed, world_size
 from trainer.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -30,6 +36,7 @@ class ProgressCallback(TrainerCallback):
         self.loss_curve: list[list[float]] = []
         self.loss = math.nan
         self.num_tokens = 0
+        self.step_tokens = 0
         self._begun = self._told = self._printed = time.monotonic()
         self._first_step = 0
 
@@ -40,13 +47,21 @@ class ProgressCallback(TrainerCallback):
         self.loss_curve = [[entry["step"], entry["loss"]] for entry in state.log_history if "loss" in entry]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Report now and then; stop with a checkpoint when interrupted."""
+        """Report now and then; stop with a checkpoint when interrupted, without one when the training diverged."""
         now = time.monotonic()
+        diverged = not math.isfinite(self.loss) and state.global_step > self._first_step
+        tokens, self.step_tokens = self.step_tokens, 0
+        mine = [tokens, bool(self.interruption.requested), diverged]
+        tokens, interrupted, any_diverged = summed([float(value) for value in mine], str(args.device))
+        self.num_tokens += int(tokens)
+        if any_diverged:
+            raise diverged_error(self.loss, state.global_step, args.learning_rate)
         last = state.global_step >= state.max_steps
         if now - self._told >= _SECONDS_BETWEEN_EVENTS or last:
             self._told = now
             self._tell(args, state, now - self._begun)
-        if self.interruption.requested:
+        if interrupted:
+            self.interruption.requested = self.interruption.requested or "a signal to another process"
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
@@ -62,7 +77,9 @@ class ProgressCallback(TrainerCallback):
             self.tracker.point("eval_loss", float(logs["eval_loss"]), step)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Say that a checkpoint is whole."""
+        """Mark a checkpoint as whole and say so."""
+        if state.is_world_process_zero:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
         self.events.emit("checkpoint", step=state.global_step, path=f"checkpoint-{state.global_step}")
 
     def _tell(self, args: Any, state: Any, seconds: float) -> None:
@@ -80,7 +97,7 @@ class ProgressCallback(TrainerCallback):
             tokens_per_second=round(rate, 1),
             seconds_left=round(left, 1),
         )
-        if time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
+        if state.is_world_process_zero and time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
             self._printed = time.monotonic()
             log.info(
                 "Trained step=%d/%d loss=%.4f tokens_per_second=%.0f seconds_left=%.0f",
@@ -96,15 +113,20 @@ class WatchedTrainer(SFTTrainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """One step; counts the tokens that are not padding."""
         mask = inputs.get("attention_mask")
-        self.watcher.num_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        self.watcher.step_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
         loss = super().training_step(model, inputs, *args, **kwargs)
         value = loss.item()
-        if not math.isfinite(value):
-            raise TrainerError(
-                f"The training diverged: the loss is {value} at step {self.state.global_step + 1} "
-                f"(learning_rate {self.args.learning_rate:g}).",
-                "Lower train.learning_rate, or raise train.warmup_ratio.",
-                "diverged",
-            )
+        # Alone it ends here; of several, all end together after the step, or the others would wait for this one.
+        if not math.isfinite(value) and world_size() == 1:
+            raise diverged_error(value, self.state.global_step + 1, self.args.learning_rate)
         self.watcher.loss = value * self.args.gradient_accumulation_steps
         return loss
+
+
+def diverged_error(loss: float, step: int, learning_rate: float) -> TrainerError:
+    """What a training ends with whose loss is not a number."""
+    return TrainerError(
+        f"The training diverged: the loss is {loss} at step {step} (learning_rate {learning_rate:g}).",
+        "Lower train.learning_rate, or raise train.warmup_ratio.",
+        "diverged",
+    )

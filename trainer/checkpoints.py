@@ -1,19 +1,25 @@
-"""Checkpoints of one run: which one is whole, and whether the folder belongs to this run."""
+"""Checkpoints of one run: which one is whole, and whether the folder belongs to this run.
+
+The folder may be a mounted blob container, so nothing in it is renamed: a checkpoint is whole when its marker, written
+last, is there.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
 from trainer.errors import TrainerError
-from trainer.files import write_atomic
+from trainer.files import write_in_place
 
 log = logging.getLogger(__name__)
 
 _OWNER = "run.json"
+_MARKER = "complete.json"
 
 
 def claim_checkpoints(folder: Path, fingerprint: str) -> None:
@@ -28,13 +34,27 @@ def claim_checkpoints(folder: Path, fingerprint: str) -> None:
             claimed = json.loads(owner.read_text(encoding="utf-8")).get("fingerprint")
         except (ValueError, AttributeError):
             claimed = None
-        if claimed != fingerprint and _numbered(folder):
+        if claimed == fingerprint:
+            return
+        if _numbered(folder):
             raise TrainerError(
                 f"Checkpoint folder {folder} belongs to a run with other data, base model or settings.",
                 "Give another --checkpoint-dir, or delete that folder.",
                 "configuration",
             )
-    write_atomic(owner, json.dumps({"fingerprint": fingerprint}) + "\n")
+    write_in_place(owner, json.dumps({"fingerprint": fingerprint}) + "\n")
+
+
+def mark_complete(checkpoint: Path, step: int) -> None:
+    """Say that everything of a checkpoint is written."""
+    write_in_place(checkpoint / _MARKER, json.dumps({"step": step}) + "\n")
+
+
+def discard_broken(folder: Path) -> None:
+    """Remove the checkpoints that cannot be resumed from: what is left of one must not pass for a later one's."""
+    for step, path in _numbered(folder):
+        if checkpoint_problem(path, step):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def last_complete_checkpoint(folder: Path) -> tuple[Path, int] | None:
@@ -49,6 +69,8 @@ def last_complete_checkpoint(folder: Path) -> tuple[Path, int] | None:
 
 def checkpoint_problem(path: Path, step: int) -> str | None:
     """Say why a checkpoint cannot be resumed from, or None."""
+    if not (path / _MARKER).is_file():
+        return "it was not finished"
     try:
         state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

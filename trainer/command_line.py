@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from trainer.config import TrainConfig, TrainConfigError
 from trainer.errors import EXIT_INPUT, TrainerError
+from trainer.ranks import is_first
 
 _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -109,10 +110,10 @@ def require_file(path: Path, option: str) -> None:
 
 
 def log_to_console() -> None:
-    """Show the trainer's own lines on standard output; libraries only from warnings up."""
+    """Show the trainer's own lines on standard output; libraries, and all processes but the first, from warnings up."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.getLogger("trainer").addHandler(handler)
-    logging.getLogger("trainer").setLevel(logging.INFO)
+    logging.getLogger("trainer").setLevel(logging.INFO if is_first() else logging.WARNING)
     # What the libraries will drop in their next versions is for whoever raises the pins.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|mlflow)\b")

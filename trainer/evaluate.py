@@ -1,6 +1,6 @@
 """Scores a model on a file of chats: loss on what the assistant says, and answers word for word.
 
-python -m trainer.evaluate --model-dir DIR --eval-file FILE --output FILE [--config train.json]
+python -m trainer.evaluate --model-dir DIR --eval-file FILE --output FILE|--result-dir DIR [--config train.json]
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.base_model import resolve_base_model
 from trainer.chats import read_chats
 from trainer.command_line import OneLineParser, explained, read_config
 from trainer.config import TrainConfig
 from trainer.encoding import encode_chats
 from trainer.errors import TrainerError
+from trainer.events import Verdict
 from trainer.files import digest_folder, write_atomic
 from trainer.model import (
     choose_hardware,
@@ -28,7 +30,6 @@ from trainer.model import (
     load_tokenizer,
     quiet_libraries,
     read_model_config,
-    resolve_base_model,
     stop_at,
 )
 
@@ -176,17 +177,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser = OneLineParser(prog="python -m trainer.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--model-dir", required=True, help="Hugging Face folder or MLflow model folder")
     parser.add_argument("--eval-file", type=Path, required=True, help="chats, JSONL")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--result-dir", type=Path, help="result.json or error.json here, where it outlives the machine")
     parser.add_argument("--config", type=Path, help="JSON file with the train section")
     options = parser.parse_args(arguments)
+    if not (options.output or options.result_dir):
+        parser.error("one of --output and --result-dir is needed")
+    verdict = None
     with explained() as outcome:
-        metrics = _evaluate_folder(options, read_config(options.config))
+        verdict = Verdict(options.result_dir) if options.result_dir else None
+        result = _evaluate_folder(options, read_config(options.config))
+        if options.output:
+            write_atomic(options.output, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+        if verdict:
+            verdict.finish(result)
+        metrics = result["metrics"]
         print(f"Evaluated {options.model_dir} loss={metrics['loss']:.4f} exact_match={metrics['exact_match']}")
+    if outcome.error and verdict:
+        verdict.fail(outcome.error)
     return outcome.exit_code
 
 
 def _evaluate_folder(options: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
-
     if not Path(options.model_dir).is_dir():
         raise TrainerError(f"Model folder {options.model_dir} does not exist.", "Check --model-dir.", "configuration")
     folder = resolve_base_model(options.model_dir)
@@ -201,9 +213,7 @@ def _evaluate_folder(options: argparse.Namespace, config: TrainConfig) -> dict[s
     ensure_pad_token(tokenizer, model, stop_token_ids)
     stop_at(model, tokenizer, stop_token_ids)
     evaluation = evaluate_model(model, tokenizer, encoded, config)
-    result = {"model_digest": digest_folder(folder), **evaluation.to_dict()}
-    write_atomic(options.output, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
-    return evaluation.metrics
+    return {"model_digest": digest_folder(folder), **evaluation.to_dict()}
 
 
 if __name__ == "__main__":

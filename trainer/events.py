@@ -6,26 +6,56 @@ import json
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from trainer.errors import TrainerError
-from trainer.files import write_atomic
+from trainer.files import write_atomic, write_in_place
+from trainer.ranks import is_first
 
 log = logging.getLogger(__name__)
 
 
-class EventLog:
-    """Appends to events.jsonl in a folder, and leaves result.json or error.json there at the end."""
+class Verdict:
+    """How a run ended, as `result.json` or `error.json` in a folder that may be a mounted blob container."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("result.json", "error.json"):  # what an earlier attempt said about itself
-            (folder / name).unlink(missing_ok=True)
-        self._file = open(folder / "events.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        if is_first():
+            for name in ("result.json", "error.json"):  # what an earlier attempt said about itself
+                (folder / name).unlink(missing_ok=True)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Leave the result of a run that went through."""
+        write_in_place(self.folder / "result.json", _shown(result))
+
+    def fail(self, error: TrainerError) -> None:
+        """Leave the reason of a run that did not.
+
+        Of several processes the first to fail says why; the others are then told to stop.
+        """
+        path = self.folder / "error.json"
+        if not (path.exists() and error.kind == "preempted"):
+            write_in_place(path, _shown(_reason(error)))
+
+
+class EventLog:
+    """Appends to events.jsonl in a folder, and leaves result.json or error.json there at the end.
+
+    Args:
+        folder: events, and the end of the run.
+        result_folder: the end of the run once more, where it outlives the machine.
+    """
+
+    def __init__(self, folder: Path, result_folder: Path | None = None) -> None:
+        self.folder = folder
+        self._verdict = Verdict(result_folder) if result_folder else None
+        # Of several processes only the first tells what happens.
+        self._file = _open_events(folder) if is_first() else None
 
     def emit(self, event: str, **fields: Any) -> None:
         """Append one event; it is on its way to the disk when this returns."""
+        if self._file is None:
+            return
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
@@ -37,16 +67,30 @@ class EventLog:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Leave the result of a run that went through."""
-        write_atomic(self.folder / "result.json", json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+        write_atomic(self.folder / "result.json", _shown(result))
+        if self._verdict:
+            self._verdict.finish(result)
         self.emit("finished", metrics=result["metrics"]["candidate"], model_dir=result["model_dir"])
 
     def fail(self, error: TrainerError) -> None:
         """Leave the reason of a run that did not."""
-        reason = {
-            "kind": error.kind,
-            "message": error.message,
-            "fix": error.fix,
-            "retryable": error.retryable,
-        }
-        write_atomic(self.folder / "error.json", json.dumps(reason, ensure_ascii=False, indent=1) + "\n")
-        self.emit("failed", **reason)
+        if is_first():
+            write_atomic(self.folder / "error.json", _shown(_reason(error)))
+        if self._verdict:
+            self._verdict.fail(error)
+        self.emit("failed", **_reason(error))
+
+
+def _open_events(folder: Path) -> TextIO:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("result.json", "error.json"):  # what an earlier attempt said about itself
+        (folder / name).unlink(missing_ok=True)
+    return open(folder / "events.jsonl", "a", encoding="utf-8")
+
+
+def _reason(error: TrainerError) -> dict[str, Any]:
+    return {"kind": error.kind, "message": error.message, "fix": error.fix, "retryable": error.retryable}
+
+
+def _shown(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"

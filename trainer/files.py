@@ -9,6 +9,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+INCOMPLETE = ".incomplete"
+# A mounted folder can be filled but not replaced, and nothing is renamed from one file system to another.
+_NOT_RENAMED = {errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOSYS, errno.EOPNOTSUPP}
+
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write the file so that a reader sees the old content or the new, never a part."""
@@ -26,6 +30,19 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     except BaseException:  # Ctrl-C too must not leave a part behind
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_in_place(path: str | os.PathLike[str], content: str) -> None:
+    """Write the file from its beginning to its end, once: a mounted blob container does not rename or append.
+
+    A reader may see a part of it; whoever reads it back takes what is not whole for absent.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -53,16 +70,39 @@ def open_to_readers(folder: Path) -> None:
 
 
 def replace_folder(temporary: Path, target: Path) -> None:
-    """Put a finished folder in its place, so that a reader sees the old one or the new, never a part."""
+    """Put a finished folder in its place, so that a reader sees the old one or the new, never a part.
+
+    A target that cannot be renamed over, because it is mounted or on another file system, is filled instead.
+    """
     open_to_readers(temporary)
     aside = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists() and any(target.iterdir()):
-        os.replace(target, aside)
     try:
+        if target.exists() and any(target.iterdir()):
+            os.replace(target, aside)
         os.replace(temporary, target)
     except OSError as error:
-        if error.errno != errno.EBUSY:  # a mounted folder can be filled but not replaced
+        if error.errno not in _NOT_RENAMED:
             raise
-        shutil.copytree(temporary, target, dirs_exist_ok=True)
-        shutil.rmtree(temporary)
+        fill_folder(temporary, target)
+        shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def fill_folder(source: Path, target: Path, last: str = "MLmodel") -> None:
+    """Copy a finished folder into one that stays where it is, without a rename.
+
+    While it lasts, the target holds `.incomplete`; the file named last makes the target what it is, and comes last.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    (target / INCOMPLETE).write_text("being written\n", encoding="utf-8")
+    for path in [target / last, *target.iterdir()]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != INCOMPLETE:
+            path.unlink(missing_ok=True)
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    for path in sorted(files, key=lambda path: path == source / last):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    (target / INCOMPLETE).unlink()

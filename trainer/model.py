@@ -8,11 +8,11 @@ import ssl
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig
 from trainer.errors import TrainerError
+from trainer.ranks import local_rank, world_size
 
 log = logging.getLogger(__name__)
 
@@ -28,30 +28,6 @@ class Hardware:
     attention: str
     packing: bool
     reasons: tuple[str, ...]
-
-
-def resolve_base_model(base_model: str) -> str:
-    """Tell a local model folder from a hub id; a packaged model's folder means the model in it.
-
-    Raises:
-        TrainerError: a path that is not there, or holds no model.
-    """
-    path = Path(base_model).expanduser()
-    if path.is_dir():
-        if (path / "MLmodel").is_file() and (path / "model" / "config.json").is_file():
-            path = path / "model"
-        if not (path / "config.json").is_file():
-            raise TrainerError(
-                f"Base model folder {path} holds no config.json.",
-                "Give a Hugging Face model folder or a hub id.",
-                "configuration",
-            )
-        return str(path.resolve())
-    if base_model.startswith((".", "/", "~")) or base_model.count("/") > 1:
-        raise TrainerError(
-            f"Base model folder {path} does not exist.", "Check the path, or give a hub id.", "configuration"
-        )
-    return base_model
 
 
 def quiet_libraries(base_model: str) -> None:
@@ -135,7 +111,8 @@ def choose_hardware(config: TrainConfig) -> Hardware:
     reasons = [f"attention={attention} ({why})", f"precision={'bf16' if bf16 else 'fp32'}"]
     if config.packing and not packing:
         reasons.append(f"packing=off ({attention} would let packed conversations see each other)")
-    return Hardware("cuda" if gpu else "cpu", bf16, attention, packing, tuple(reasons))
+    device = f"cuda:{local_rank()}" if gpu and world_size() > 1 else "cuda" if gpu else "cpu"
+    return Hardware(device, bf16, attention, packing, tuple(reasons))
 
 
 def load_tokenizer(base_model: str, revision: str | None = None) -> Any:
@@ -186,6 +163,13 @@ def _loaded(loader: Any, base_model: str, **arguments: Any) -> Any:
         return loader.from_pretrained(base_model, trust_remote_code=False, **arguments)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split()).split(". ")[0][:300]
+        if "gated" in str(error).lower():
+            raise TrainerError(
+                f"Base model {base_model!r} is gated: its owner gives it to accounts that accepted the terms.",
+                "Accept them on the model's page, then give a token of that account: HF_TOKEN on this machine, "
+                "platform.hub_token_secret on Azure.",
+                "configuration",
+            ) from error
         raise TrainerError(
             f"Base model {base_model!r} could not be loaded: {reason}.",
             "Check model.base and model.revision, the network, and HF_TOKEN for a gated model.",

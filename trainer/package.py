@@ -25,8 +25,7 @@ def installed_versions() -> dict[str, str]:
 
 def package_model(model: Any, tokenizer: Any, target: Path) -> str:
     """Write the model folder, whole or not at all, and return the digest of its weights and tokenizer."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    work = _work_folder(target)
     try:
         _save_mlflow(model, tokenizer, work / "package")
         # MLflow keeps the tokenizer in components/; with it in model/ too, that folder serves by itself.
@@ -37,6 +36,17 @@ def package_model(model: Any, tokenizer: Any, target: Path) -> str:
         shutil.rmtree(work, ignore_errors=True)
     log.info("Packaged model folder=%s digest=%s", target, digest[:12])
     return digest
+
+
+def _work_folder(target: Path) -> Path:
+    """A folder beside the target, from where the package is renamed; anywhere, where only the target is writable."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    except OSError:
+        if not target.is_dir():
+            raise
+        return Path(tempfile.mkdtemp(prefix=f"{target.name}."))
 
 
 def _save_mlflow(model: Any, tokenizer: Any, target: Path) -> None:

@@ -8,9 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from trainer.ranks import is_first
+
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_WRITES = 3.0
+# What Azure Machine Learning's tracking server takes in one request, and in one value.
+_PARAMS_A_BATCH, _METRICS_A_BATCH, _PARAM_CHARACTERS = 100, 200, 500
 
 
 class Tracker:
@@ -24,7 +28,7 @@ class Tracker:
 
     def start(self, params: dict[str, Any]) -> None:
         """Open the run that the environment names, or a new one."""
-        if not os.environ.get("MLFLOW_TRACKING_URI"):
+        if not os.environ.get("MLFLOW_TRACKING_URI") or not is_first():
             return
         # MLflow's own patience is minutes; a training must not wait that long for its metrics.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -51,7 +55,7 @@ class Tracker:
         for name, value in metrics.items():
             self.point(name, value, 0)
         self.flush()
-        if self._client is not None:
+        if self._client is not None and not _owned_by_service():
             self._attempt("close", lambda: self._client.set_terminated(self.run_id, status))
 
     def _open(self, params: dict[str, Any]) -> None:
@@ -60,24 +64,25 @@ class Tracker:
 
         client = MlflowClient()
         run_id = os.environ.get("MLFLOW_RUN_ID")
-        if run_id:
+        if run_id and not _owned_by_service():
             client.update_run(run_id, status="RUNNING")
-        else:
+        elif not run_id:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "phiflow")
             experiment = client.get_experiment_by_name(name)
             experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
             run_id = client.create_run(experiment_id, run_name=os.environ.get("PHIFLOW_JOB_NAME")).info.run_id
         self._client, self.run_id = client, run_id
         known = client.get_run(run_id).data.params
-        new = [Param(key, str(value)[:250]) for key, value in params.items() if key not in known]
-        client.log_batch(run_id, params=new)
+        new = [Param(key, str(value)[:_PARAM_CHARACTERS]) for key, value in params.items() if key not in known]
+        for begin in range(0, len(new), _PARAMS_A_BATCH):
+            client.log_batch(run_id, params=new[begin : begin + _PARAMS_A_BATCH])
 
     def _log(self, points: list[tuple[str, float, int, int]]) -> None:
         from mlflow.entities import Metric
 
-        for begin in range(0, len(points), 500):
-            metrics = [Metric(key, value, stamp, step) for key, value, stamp, step in points[begin : begin + 500]]
-            self._client.log_batch(self.run_id, metrics=metrics)
+        metrics = [Metric(key, value, stamp, step) for key, value, stamp, step in points]
+        for begin in range(0, len(metrics), _METRICS_A_BATCH):
+            self._client.log_batch(self.run_id, metrics=metrics[begin : begin + _METRICS_A_BATCH])
 
     def _attempt(self, what: str, call: Callable[[], Any]) -> None:
         try:
@@ -86,3 +91,8 @@ class Tracker:
             self._client = None
             reason = " ".join(str(error).split())[:160]
             log.warning("Stopped tracking: could not %s on %s: %s", what, os.environ["MLFLOW_TRACKING_URI"], reason)
+
+
+def _owned_by_service() -> bool:
+    """Whether the run is a job's on Azure, whose state the service sets."""
+    return bool(os.environ.get("MLFLOW_RUN_ID")) and os.environ["MLFLOW_TRACKING_URI"].startswith("azureml")

@@ -13,12 +13,12 @@ from typing import Any
 
 from trainer.chat_template import EncodedChat
 from trainer.chats import read_chats
-from trainer.checkpoints import claim_checkpoints, last_complete_checkpoint
+from trainer.checkpoints import claim_checkpoints, discard_broken, last_complete_checkpoint
 from trainer.config import TrainConfig
 from trainer.encoding import encode_chats
 from trainer.evaluate import Evaluation, evaluate_model
 from trainer.events import EventLog
-from trainer.files import digest_folder, sha256_file, write_atomic
+from trainer.files import digest_folder, sha256_file, write_in_place
 from trainer.interruption import Interruption
 from trainer.model import (
     Hardware,
@@ -34,6 +34,7 @@ from trainer.model import (
     stop_at,
 )
 from trainer.package import installed_versions, package_model
+from trainer.ranks import is_first, joined, of_first, world_size
 from trainer.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -76,25 +77,32 @@ class _Run:
 
 
 def run_job(job: TrainJob, events: EventLog, tracker: Tracker, interruption: Interruption) -> dict[str, Any]:
-    """Run every stage and return what result.json holds.
+    """Run every stage and return what result.json holds; nothing, in any but the first of several processes.
 
     Raises:
         TrainerError: whatever a person can act on, by kind.
     """
-    config = job.config
     events.stage("loading")
     run = _load(job, events, tracker, interruption)
-    checkpoint = last_complete_checkpoint(job.checkpoint_dir)
-    tracker.start({"base_model": job.base_model, **config.to_dict()})
-    base = _base_evaluation(run)
-    events.stage("training")
-    summary = _train(run, checkpoint)
-    events.stage("evaluating")
-    candidate = evaluate_model(run.model, run.tokenizer, run.eval_chats, config)
+    with joined(run.hardware.device):
+        checkpoint = of_first(_resumable_checkpoint(job.checkpoint_dir))
+        tracker.start({"base_model": job.base_model, **job.config.to_dict()})
+        base = _base_evaluation(run) if is_first() else None
+        of_first(None)  # the others wait here until the base is scored
+        events.stage("training")
+        summary = _train(run, checkpoint)
+    return _finish(run, base, summary) if base else {}
+
+
+def _finish(run: _Run, base: Evaluation, summary: dict[str, Any]) -> dict[str, Any]:
+    """Score and package what was trained."""
+    job = run.job
+    run.events.stage("evaluating")
+    candidate = evaluate_model(run.model, run.tokenizer, run.eval_chats, job.config)
     samples = _samples(run, base, candidate)
-    events.stage("packaging")
+    run.events.stage("packaging")
     digest = package_model(run.model, run.tokenizer, job.model_output_dir)
-    tracker.finish(
+    run.tracker.finish(
         {
             f"{who}_{name}": value
             for who, evaluation in (("base", base), ("candidate", candidate))
@@ -108,7 +116,7 @@ def run_job(job: TrainJob, events: EventLog, tracker: Tracker, interruption: Int
         "model_digest": digest,
         "base_model": job.base_model,
         "base_model_revision": job.revision,
-        "mlflow_run_id": tracker.run_id,
+        "mlflow_run_id": run.tracker.run_id,
         "metrics": {"base": base.metrics, "candidate": candidate.metrics},
         "per_example": {"base": base.per_example, "candidate": candidate.per_example},
         "samples": samples,
@@ -116,6 +124,14 @@ def run_job(job: TrainJob, events: EventLog, tracker: Tracker, interruption: Int
         "train": summary,
         "versions": installed_versions(),
     }
+
+
+def _resumable_checkpoint(folder: Path) -> tuple[Path, int] | None:
+    if not is_first():
+        return None
+    found = last_complete_checkpoint(folder)
+    discard_broken(folder)
+    return found
 
 
 def _load(job: TrainJob, events: EventLog, tracker: Tracker, interruption: Interruption) -> _Run:
@@ -132,7 +148,8 @@ def _load(job: TrainJob, events: EventLog, tracker: Tracker, interruption: Inter
     max_length = fitting_length(model_config, job.config.max_length)
     train_chats, stop_token_ids = encode_chats(chats, tokenizer, max_length, job.train_file.name)
     eval_chats, _ = encode_chats(held_out, tokenizer, max_length, job.eval_file.name)
-    claim_checkpoints(job.checkpoint_dir, job.fingerprint())
+    if is_first():
+        claim_checkpoints(job.checkpoint_dir, job.fingerprint())
     job = replace(job, config=replace(job.config, max_length=max_length))
     model = load_model(job.base_model, job.revision, hardware)
     ensure_pad_token(tokenizer, model, stop_token_ids)
@@ -171,7 +188,7 @@ def _base_evaluation(run: _Run) -> Evaluation:
         pass
     run.events.stage("evaluating base")
     evaluation = evaluate_model(run.model, run.tokenizer, run.eval_chats, run.job.config)
-    write_atomic(stored, json.dumps(evaluation.to_dict(), ensure_ascii=False))
+    write_in_place(stored, json.dumps(evaluation.to_dict(), ensure_ascii=False))
     log.info("Evaluated base loss=%.4f", evaluation.metrics["loss"])
     return evaluation
 
@@ -210,8 +227,9 @@ def _train(run: _Run, checkpoint: tuple[Path, int] | None) -> dict[str, Any]:
         "num_tokens": watcher.num_tokens,
         "tokens_per_second": round(watcher.num_tokens / seconds, 1),
         "num_examples": len(run.train_chats),
+        "num_processes": world_size(),
         "resumed_from_step": resumed,
-        "device": run.hardware.device,
+        "device": run.hardware.device.partition(":")[0],
         "attention": run.hardware.reasons[0].removeprefix("attention="),
         "choices": list(run.hardware.reasons),
         "loss_curve": watcher.loss_curve,
@@ -241,6 +259,7 @@ def _training_arguments(run: _Run) -> Any:
         dataset_kwargs={"skip_prepare_dataset": not hardware.packing},
         logging_nan_inf_filter=False,
         save_strategy="steps",
+        ddp_find_unused_parameters=False,  # every parameter is used, and looking costs a pass a step
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=hardware.device != "cpu",

@@ -1,5 +1,8 @@
 """Serve a model folder: `python -m server --model-dir DIR --model-name NAME --port P`.
 
+In a container of Azure Machine Learning the service names the folder in AZUREML_MODEL_DIR, and the deployment sets the
+rest: PHIFLOW_MODEL_NAME, PHIFLOW_MAX_CONCURRENT_REQUESTS, PHIFLOW_REQUEST_TIMEOUT_SECONDS. An option given wins.
+
 Exit status: 0 stopped, 2 a mistake in the arguments or the model folder, 4 the engine died (a supervisor restarts).
 """
 
@@ -38,16 +41,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Read the command line, and from the environment what it leaves out."""
     parser = argparse.ArgumentParser(prog="python -m server", description="Serve a chat model over HTTP.")
-    parser.add_argument("--model-dir", required=True, type=Path, help="Hugging Face or MLflow model folder")
-    parser.add_argument("--model-name", required=True, type=_name, help="the name clients use")
+
+    def add(option: str, variable: str, default: str | None = None, **kwargs) -> None:
+        # argparse converts a default that is text, so a wrong variable is refused like a wrong option.
+        value = os.environ.get(variable) or default
+        parser.add_argument(option, default=value, required=value is None, **kwargs)
+
+    add("--model-dir", "AZUREML_MODEL_DIR", type=Path, help="Hugging Face or MLflow model folder, or one holding it")
+    add("--model-name", "PHIFLOW_MODEL_NAME", type=_name, help="the name clients use")
     parser.add_argument("--port", required=True, type=_port)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:0, auto (default: %(default)s)")
-    parser.add_argument("--max-concurrent-requests", type=_positive_int, default=16, metavar="N")
-    parser.add_argument("--request-timeout-seconds", type=_positive_float, default=120.0, metavar="SECONDS")
+    parser.add_argument("--threads", type=_whole, default=1, help="of the engine on a CPU; 0 for all (default: 1)")
+    add("--max-concurrent-requests", "PHIFLOW_MAX_CONCURRENT_REQUESTS", "16", type=_positive_int, metavar="N")
+    add("--request-timeout-seconds", "PHIFLOW_REQUEST_TIMEOUT_SECONDS", "120", type=_positive_float, metavar="SECONDS")
     parser.add_argument(
         "--state-dir",
         type=Path,
@@ -71,7 +81,12 @@ def serve(arguments: argparse.Namespace) -> int:
 
     state_dir = arguments.state_dir or Path(tempfile.gettempdir()) / f"phiflow-server-{os.getuid()}"
     engine = Engine.create(
-        arguments.engine, folder.path, device=arguments.device, state_dir=state_dir, name=str(arguments.port)
+        arguments.engine,
+        folder.path,
+        device=arguments.device,
+        threads=arguments.threads,
+        state_dir=state_dir,
+        name=str(arguments.port),
     )
     try:
         # Imported only now: the engine loads meanwhile.
@@ -180,8 +195,14 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
 def _positive_int(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if _whole(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 

@@ -46,6 +46,7 @@ class Front:
     def build_app(self) -> Starlette:
         """Return the ASGI application."""
         routes = [
+            Route("/live", self.live),
             Route("/health", self.health),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
@@ -73,6 +74,10 @@ class Front:
         )
         async for _ in self.client.answer(request):
             self._answered_at = time.monotonic()
+
+    async def live(self, request: Request) -> Response:
+        """Say that the process answers; it ends by itself when the engine dies."""
+        return JSONResponse({"status": "ok"})
 
     async def health(self, request: Request) -> Response:
         """Say whether the model answers; a busy model is not asked again on top of its work."""

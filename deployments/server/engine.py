@@ -40,10 +40,15 @@ class Engine:
         self._reader.start()
 
     @classmethod
-    def create(cls, kind: str, model_path: Path, *, device: str, state_dir: Path, name: str) -> Engine:
+    def create(
+        cls, kind: str, model_path: Path, *, device: str, state_dir: Path, name: str, threads: int = 1
+    ) -> Engine:
         """Start an engine on a free loopback port; must be called from the main thread.
 
         The kernel ties the child's life to the thread that started it, not to the process.
+
+        Args:
+            threads: of an engine on a CPU, 0 for one a core; OMP_NUM_THREADS, where it is set, wins.
         """
         record = state_dir / f"engine-{name}.json"
         reap_recorded(record)
@@ -57,8 +62,8 @@ class Engine:
             "PYTHONUNBUFFERED": "1",
         }
         if device == "cpu":
-            # One thread a server: a second server that loads does not starve this one.
-            env.setdefault("OMP_NUM_THREADS", "1")
+            # With one thread a server, a second server that loads does not starve this one.
+            env.setdefault("OMP_NUM_THREADS", str(threads or os.cpu_count() or 1))
         try:
             process = subprocess.Popen(
                 build_command(kind, device=device, port=port),

@@ -144,11 +144,18 @@ class ModelFolder:
 
 
 def find_model(path: Path) -> Path:
-    """Return the folder that holds the weights: the folder itself, or `model/` in an MLflow model."""
+    """Return the folder that holds the weights.
+
+    It is the folder itself, `model/` in an MLflow model, or in the one folder below that is either: a container finds
+    a registered model in a folder below the one it is told.
+    """
     if not path.exists():
         raise StartError(f"The model folder {path} does not exist. Give --model-dir a Hugging Face model folder.")
     if not path.is_dir():
         raise StartError(f"{path} is a file, not a model folder. Give --model-dir a Hugging Face model folder.")
+    below = [each for each in sorted(path.iterdir()) if _is_model(each)] if not _is_model(path) else []
+    if len(below) == 1:
+        path = below[0]
     if not (path / "config.json").exists() and (path / "MLmodel").exists():
         path = path / "model"
     missing = [
@@ -161,6 +168,10 @@ def find_model(path: Path) -> Path:
             f"{path} is not a complete model folder: {', '.join(missing)} missing. Package the model again."
         )
     return path.resolve()
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "config.json").exists() or (path / "MLmodel").exists()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 Not covered here, because it needs environments that take minutes to build: `prepare_data`, jobs that train,
 the model registry, answers of a real model, and the chat app. The gateway and the supervisor are real; the
-model server is a stand-in that answers health checks and says its name.
+model server is a stand-in that answers health checks and says its name. Azure is the emulator of the service,
+reached through the real SDK.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,48 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks.config import ComputeConfig, LocalPlatformConfig, ServingConfig
-from tasks.platforms.connect import connect
+from tasks.config import ComputeConfig, ServingConfig
 from tasks.platforms.errors import ConflictError, NotFoundError
 from tasks.platforms.port import Platform
-from tasks.platforms.refs import DeploymentRef, EnvironmentRef, ModelVersion, Origin, RolloutRecord
+from tasks.platforms.refs import DeploymentRef, RolloutRecord
+from tests.contract.places import NAME, Place
 
-NAME = "support"
-MADE = Origin(reused=False, reason="made in a test")
 SERVING = ServingConfig()
-# Stands for deployments/server: the same command line, none of the model.
-SERVER = """
-import argparse, http.server, json, pathlib
-parser = argparse.ArgumentParser()
-parser.add_argument("--host")
-parser.add_argument("--port", type=int)
-parser.add_argument("--model-dir", type=pathlib.Path)
-options, _ = parser.parse_known_args()
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def answer(self, body):
-        text = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def do_GET(self):
-        self.answer({"status": "ok"})
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        said = "I am " + options.model_dir.parent.name
-        self.answer({"choices": [{"message": {"role": "assistant", "content": said}}]})
-
-    def log_message(self, *arguments):
-        pass
-
-if not options.model_dir.is_dir():
-    raise SystemExit(f"There is no model in {options.model_dir}.")
-http.server.ThreadingHTTPServer((options.host, options.port), Handler).serve_forever()
-"""
+COMPUTE = ComputeConfig(size="Standard_E4s_v3", max_instances=3)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
@@ -69,57 +35,16 @@ def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
         time.sleep(0.1)
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """This machine, with a state folder of its own and the stand-in for the model server."""
-    from tasks.platforms.connect import local_services
-    from tasks.platforms.local import endpoints
-
-    folder = tmp_path_factory.mktemp("local")
-    package = folder / "source" / "deployments" / "server"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "__main__.py").write_text(SERVER)
-    home = str(folder / "home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(endpoints, "project_folder", lambda *parts: folder.joinpath("source", *parts))
-        yield connect(LocalPlatformConfig(home=home))
-    local_services(home).supervisor.stop_all()
-
-
-@pytest.fixture(scope="module", params=["local"])
-def platform(request: pytest.FixtureRequest) -> Platform:
-    """Each platform in turn."""
+@pytest.fixture(scope="module", params=["local", "azure"])
+def place(request: pytest.FixtureRequest) -> Place:
+    """Each platform in turn, with a serving environment and models that are there."""
     return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> EnvironmentRef:
-    """A serving environment that has Python and nothing else."""
-    location = tmp_path_factory.mktemp("environment")
-    (location / "bin").mkdir()
-    (location / "bin" / "python").symlink_to(sys.executable)
-    return EnvironmentRef(name="serving", version="e" * 16, location=str(location), origin=MADE)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModelVersion]:
-    """Return a function that gives a model version whose folder is there."""
-    folder = tmp_path_factory.mktemp("models")
-
-    def version(number: str) -> ModelVersion:
-        (folder / number / "model").mkdir(parents=True, exist_ok=True)
-        return ModelVersion(
-            name=NAME,
-            version=number,
-            digest=number * 64,
-            job="support-0",
-            data_digest="d",
-            location=str(folder / number),
-            origin=MADE,
-        )
-
-    return version
+def platform(place: Place) -> Platform:
+    """The platform of the place."""
+    return place.platform
 
 
 @pytest.fixture
@@ -137,13 +62,12 @@ def endpoint(platform: Platform) -> Iterator[str]:
 
 
 @pytest.fixture
-def deploy(
-    platform: Platform, endpoint: str, model: Callable[[str], ModelVersion], environment: EnvironmentRef
-) -> Callable[..., DeploymentRef]:
+def deploy(place: Place, endpoint: str) -> Callable[..., DeploymentRef]:
     """Return a function that deploys a version and waits until it is ready."""
+    platform = place.platform
 
     def deployed(number: str, serving: ServingConfig = SERVING) -> DeploymentRef:
-        deployment = platform.deploy(endpoint, model(number), serving, environment)
+        deployment = platform.deploy(endpoint, place.model(number), serving, place.environment)
         wait_for(lambda: platform.read_deployment(endpoint, deployment.name).state == "ready")
         return deployment
 
@@ -172,11 +96,11 @@ def test_endpoint_is_made_once(platform: Platform) -> None:
 
 def test_compute_is_named_and_free(platform: Platform) -> None:
     """Compute has a name and the size that jobs are named by, and the same when asked again."""
-    compute = platform.ensure_compute(ComputeConfig(max_instances=3))
+    compute = platform.ensure_compute(COMPUTE)
     assert compute.name
     assert compute.size
     assert compute.max_instances == 3
-    assert platform.ensure_compute(ComputeConfig(max_instances=3)) == compute
+    assert platform.ensure_compute(COMPUTE) == compute
 
 
 def test_deployment_begins_without_traffic(platform: Platform, deploy: Callable[..., DeploymentRef]) -> None:
@@ -231,10 +155,21 @@ def test_traffic_goes_where_it_is_sent(platform: Platform, deploy: Callable[...,
     assert dict(status.traffic.percents) == {first.name: 50, second.name: 50}
     assert {d.name: d.percent for d in status.deployments} == {first.name: 50, second.name: 50}
     assert "the second" in status.history[-2]
-    counted = {metrics.deployment: metrics for metrics in platform.read_metrics(NAME, 600)}
-    assert counted[first.name].num_requests >= 6
-    assert counted[first.name].num_errors == 0
-    assert counted[second.name].num_requests >= 5
+
+
+def test_requests_are_counted_by_deployment(platform: Platform, deploy: Callable[..., DeploymentRef]) -> None:
+    """What was asked of a deployment is counted for it and no other, once the platform's counters tell."""
+    first, second = deploy("1"), deploy("2")
+    platform.set_traffic(NAME, {first.name: 100}, "the first")
+    for _ in range(3):
+        ask(platform)
+    ask(platform, second.name)
+
+    def counted() -> dict[str, int]:
+        return {metrics.deployment: metrics.num_requests for metrics in platform.read_metrics(NAME, 600)}
+
+    wait_for(lambda: counted().get(first.name, 0) >= 3 and counted().get(second.name, 0) >= 1, 90)
+    assert {metrics.num_errors for metrics in platform.read_metrics(NAME, 600)} == {0}
 
 
 @pytest.mark.parametrize("percents", [{"v1": 60, "v2": 60}, {"v1": 99}, {"v1": -50, "v2": 150}])
@@ -298,14 +233,12 @@ def test_deployment_with_traffic_is_not_deleted(platform: Platform, deploy: Call
         platform.read_deployment(NAME, deployment.name)
 
 
-def test_server_that_does_not_start_has_failed_with_its_reason(
-    platform: Platform, endpoint: str, model: Callable[[str], ModelVersion], environment: EnvironmentRef
-) -> None:
+def test_server_that_does_not_start_has_failed_with_its_reason(place: Place, endpoint: str) -> None:
     """A deployment whose server keeps ending is failed, with the server's last words."""
-    broken = replace(model("7"), location="/nonexistent")
-    name = platform.deploy(endpoint, broken, SERVING, environment).name
+    platform = place.platform
+    name = platform.deploy(endpoint, place.broken, SERVING, place.environment).name
     wait_for(lambda: platform.read_deployment(endpoint, name).state == "failed", 60)
-    assert "There is no model in /nonexistent" in platform.read_deployment(endpoint, name).error
+    assert "There is no model in" in platform.read_deployment(endpoint, name).error
 
 
 def test_rollout_record_is_kept_and_cleared(platform: Platform, endpoint: str) -> None:

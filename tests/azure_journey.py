@@ -85,7 +85,7 @@ class AzureJourney(Journey):
                 found.append(match[1])
         return found
 
-    def script(self, do: str, method: str, path: str, **more: Any) -> None:
+    def script(self, *, do: str, method: str, path: str, **more: Any) -> None:
         """Have the emulator do something else with requests that match, as often as `times` says."""
         match = {"method": method, "path": path} | {key: more.pop(key) for key in ("nth", "times") if key in more}
         body = {"match": match, "do": do, **more}

@@ -6,25 +6,35 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from tests.azure_emulator import endpoint_spec
+from tests.azure_emulator import endpoint_spec, scripts
 from tests.azure_emulator.endpoint_spec import InvalidEndpointError, asset_id
 from tests.azure_emulator.job_spec import JobSpecs, seconds_of
 from tests.azure_emulator.node import now
+from tests.azure_emulator.scenarios import Scenarios
 from tests.azure_emulator.serving import Serving, ServingError
 from tests.azure_emulator.uris import NoSuchPlaceError, Uris
 
 _log = logging.getLogger(__name__)
 _BUSY = ("Creating", "Updating", "Deleting")
-_GATES_READY = 900.0
-# Told to nobody: what the emulator itself needs to know of a deployment.
-HIDDEN = ("localName",)
+_READY_SECONDS = 900.0
+_POLL_SECONDS = 0.1
+# Told to nobody: what the emulator itself needs to know.
+_HIDDEN = ("localName", "wantedTraffic", "script")
 
 
 class BusyError(Exception):
     """The thing is being changed, or used, in a way that excludes the request."""
+
+
+class RefusedError(Exception):
+    """A request that the service refuses with a body of its own."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(error["message"])
+        self.error = error
 
 
 class Endpoints:
@@ -32,7 +42,7 @@ class Endpoints:
 
     Args:
         store: the emulator's resources.
-        scripts: gives what a scenario wants of a deployment that is being made.
+        scenarios: what is to befall deployments that are being made.
         phase_seconds: how long the service takes for what is instantaneous here.
     """
 
@@ -43,7 +53,7 @@ class Endpoints:
         specs: JobSpecs,
         serving: Serving,
         url: str,
-        scripts: Callable[[str], Mapping[str, Any]],
+        scenarios: Scenarios,
         phase_seconds: float,
     ) -> None:
         self._workspace = workspace
@@ -51,7 +61,7 @@ class Endpoints:
         self._specs = specs
         self._serving = serving
         self._url = url
-        self._scripts = scripts
+        self._scenarios = scenarios
         self._phase_seconds = phase_seconds
         self._uris = Uris(workspace, store.get)
         self._lock = threading.RLock()
@@ -104,8 +114,7 @@ class Endpoints:
 
     def list(self) -> list[dict[str, Any]]:
         """All endpoints."""
-        prefix = f"{self._workspace}/onlineEndpoints/"
-        return [self.shown(one) for one in self._store.list(prefix) if "/" not in one["id"][len(prefix) :]]
+        return [self.shown(one) for one in self._store.list(f"{self._workspace}/onlineEndpoints")]
 
     def begin_delete(self, name: str) -> bool:
         """Begin to delete an endpoint with all it has; False when there is none."""
@@ -156,14 +165,55 @@ class Endpoints:
             endpoint_spec.require_deployment(name, body, self._store.get, self._workspace, before)
             if before and before["properties"]["provisioningState"] in _BUSY:
                 raise BusyError(f"Deployment {name} is {before['properties']['provisioningState'].lower()} already.")
+            size = str(body["properties"]["instanceType"])
+            script = scripts.take_deployment(self._scenarios, endpoint, name, size)
+            if script.get("refused"):
+                raise RefusedError(scripts.quota_refused(size, self._workspace.split("/")[2]))
             resource = endpoint_spec.deployment_resource(self.id(endpoint, name), body, operation, before, now())
             if before and before["properties"].get("localName"):
                 resource["properties"]["localName"] = before["properties"]["localName"]
+            resource["properties"]["script"] = script
             self._store.put(resource["id"], resource)
         return before is None, self.shown(resource)
 
-    def provision(self, endpoint: str, name: str) -> None:
+    def carry_out(
+        self, endpoint: str, deployment: str, delete: bool, *, fault: Any, closed: threading.Event
+    ) -> dict[str, Any] | None:
+        """Do what an operation stands for, and return the error it ends with, if any.
+
+        Args:
+            fault: the error that a scenario wants.
+            closed: set when the emulator ends, which then leaves things as they are.
+        """
+        if deployment and not delete:
+            try:
+                self.provision(endpoint, deployment, closed, fault)
+            except ServingError as error:
+                return {"code": error.code, "message": str(error)}
+            return None
+        time.sleep(self._phase_seconds)
+        if fault:
+            self._fail(self.id(endpoint, deployment))
+        elif not delete:
+            self.finish(endpoint)
+        elif deployment:
+            self.finish_delete_deployment(endpoint, deployment)
+        else:
+            self.finish_delete(endpoint)
+        return None
+
+    def _fail(self, resource_id: str) -> None:
+        with self._lock:
+            resource = self._store.get(resource_id)
+            if resource:
+                resource["properties"]["provisioningState"] = "Failed"
+                self._store.put(resource_id, resource)
+
+    def provision(self, endpoint: str, name: str, closed: threading.Event, fault: Any = None) -> None:
         """Take a deployment to Succeeded, or raise what keeps it from there.
+
+        Args:
+            closed: set when the emulator ends, which then leaves the deployment as it is.
 
         Raises:
             ServingError: with the service's code and words; the deployment is then Failed.
@@ -171,21 +221,33 @@ class Endpoints:
         resource = self._store.get(self.id(endpoint, name))
         if resource is None:
             return
-        script = self._scripts(resource["id"])
+        script = resource["properties"].get("script", {})
+
+        def wanted() -> bool:
+            return not closed.is_set() and self._is_wanted(endpoint, name)
+
         try:
-            time.sleep(script.get("seconds", self._phase_seconds))
-            if script.get("error"):
-                raise ServingError(script["error"]["code"], script["error"]["message"])
+            deadline = time.monotonic() + script.get("seconds", self._phase_seconds)
+            while wanted() and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+            if not wanted():
+                return
+            error = fault or script.get("error")
+            if error:
+                raise ServingError(error["code"], error["message"])
             local_name = self._start(endpoint, resource)
-            patience = script.get("ready_seconds", _GATES_READY)
-            self._serving.await_ready(endpoint, local_name, patience, lambda: self._is_wanted(endpoint, name))
+            patience = script.get("ready_seconds", _READY_SECONDS)
+            self._serving.await_ready(endpoint, local_name, patience, wanted)
         except Exception as error:
+            if closed.is_set():
+                return
             self._end(endpoint, name, "Failed")
             if isinstance(error, ServingError):
                 raise
             _log.exception("Could not provision deployment=%s", name)
             raise ServingError("InternalServerError", f"{type(error).__name__}: {error}") from error
-        self._end(endpoint, name, "Succeeded")
+        if not closed.is_set():
+            self._end(endpoint, name, "Succeeded")
 
     def _start(self, endpoint: str, resource: dict[str, Any]) -> str:
         properties = resource["properties"]
@@ -200,7 +262,7 @@ class Endpoints:
         environment_id = properties.get("environmentId")
         if environment_id:
             full = asset_id(environment_id, "environments", self._workspace)
-            image, server = self._specs.image(full, self._specs.home), "openai"
+            image, server = self._specs.image(full), "openai"
         else:
             image, server = self._specs.no_code_image(), "mlflow"
         local_name = self._serving.start(
@@ -208,7 +270,7 @@ class Endpoints:
             resource["name"],
             image,
             {
-                "name": model,
+                "name": properties["environmentVariables"].get("PHIFLOW_MODEL_NAME") or model,
                 "version": version,
                 "place": place,
                 "settings": {
@@ -260,7 +322,7 @@ class Endpoints:
 
     def deployments(self, endpoint: str) -> list[dict[str, Any]]:
         """The deployments of an endpoint as they are stored."""
-        return list(self._store.list(f"{self.id(endpoint)}/deployments/"))
+        return list(self._store.list(f"{self.id(endpoint)}/deployments"))
 
     def begin_delete_deployment(self, endpoint: str, name: str) -> bool:
         """Begin to delete a deployment; False when there is none.
@@ -302,19 +364,9 @@ class Endpoints:
         text = self._serving.log(endpoint, local_name, lines) if local_name else ""
         return "\n".join([*head, text])
 
-    def unfinished(self) -> list[tuple[str, str]]:
-        """Endpoints (with an empty name) and deployments whose operation the emulator's end cut short."""
-        found = []
-        for endpoint in self._store.list(f"{self._workspace}/onlineEndpoints/"):
-            _, _, rest = endpoint["id"].partition("/onlineEndpoints/")
-            name, _, deployment = rest.partition("/deployments/")
-            if endpoint["properties"].get("provisioningState") in _BUSY:
-                found.append((name, deployment))
-        return found
-
     def restart_servers(self) -> None:
         """Have the servers of all deployments run that were ready, after the emulator was away."""
-        for resource in self._store.list(f"{self._workspace}/onlineEndpoints/"):
+        for resource in self._store.walk(f"{self._workspace}/onlineEndpoints"):
             properties = resource["properties"]
             if "/deployments/" in resource["id"] and properties["provisioningState"] == "Succeeded":
                 endpoint = resource["id"].partition("/onlineEndpoints/")[2].partition("/")[0]
@@ -322,8 +374,7 @@ class Endpoints:
 
     def shown(self, resource: Mapping[str, Any]) -> dict[str, Any]:
         """The resource as the service shows it."""
-        hidden = ("localName", "wantedTraffic")
-        properties = {key: value for key, value in resource["properties"].items() if key not in hidden}
+        properties = {key: value for key, value in resource["properties"].items() if key not in _HIDDEN}
         return {**resource, "properties": properties}
 
     def id(self, endpoint: str, deployment: str = "") -> str:

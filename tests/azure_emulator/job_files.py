@@ -22,13 +22,6 @@ _PAUSE_SECONDS = 0.5
 _SETTLED_SECONDS = 0.7
 
 
-def open_client(connection: dict[str, str]) -> BlobServiceClient:
-    """The storage that a connection describes: its `url`, `account` and `key`, and the `ca` to trust."""
-    credential = {"account_name": connection["account"], "account_key": connection["key"]}
-    kept = {"connection_verify": connection["ca"]} if connection.get("ca") else {}
-    return BlobServiceClient(connection["url"], credential=credential, retry_total=1, **kept)
-
-
 @dataclass(frozen=True, slots=True)
 class Place:
     """A blob, or all blobs below a prefix."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import re
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,254}")
 _PLACEHOLDER = re.compile(r"\$\{\{\s*(inputs|outputs)\.([\w]+)\s*\}\}")
 _DURATION = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?")
 _SHORT_ENVIRONMENT = re.compile(r"(?:azureml:)?([\w.-]+):([\w.-]+)")
+NO_CODE = "training"  # has MLflow whole, and what the models are packaged with
 _LONGEST_SECONDS = 30 * 86400.0
 # What decides the result cannot be changed once a job has its name.
 IMMUTABLE = (
@@ -47,12 +45,14 @@ class JobSpecs:
         workspace: its resource id.
         read: gives a resource by its id, or None.
         sources: the folder with the environments that images are built from.
+        home: the state folder that they are built in.
     """
 
-    def __init__(self, workspace: str, read: Read, sources: Path) -> None:
+    def __init__(self, workspace: str, read: Read, sources: Path, home: Path) -> None:
         self._workspace = workspace
         self._read = read
         self._sources = sources
+        self._home = home
         self._uris = Uris(workspace, read)
 
     def require_valid(self, name: str, properties: Mapping[str, Any]) -> None:
@@ -105,15 +105,19 @@ class JobSpecs:
         full = f"{self._workspace}/environments/{match[1]}/versions/{match[2]}" if match else given
         return full if self._read(full) is not None else None
 
-    def image(self, environment_id: str, home: Path) -> dict[str, Any]:
+    def image(self, environment_id: str) -> dict[str, Any]:
         """What stands for the environment's image: the folder that a virtual environment is built from, or none."""
         name = environment_id.split("/environments/")[-1].split("/")[0]
         resource = self._read(environment_id) or {}
         tags = (resource.get("properties") or {}).get("tags") or {}
         for candidate in (tags.get("phiflow.environment"), name, name.removeprefix("phiflow-")):
             if candidate and (self._sources / candidate / "requirements.txt").is_file():
-                return {"folder": str(self._sources / candidate), "home": str(home), "name": candidate}
-        return {"folder": "", "home": str(home), "name": name}
+                return {"folder": str(self._sources / candidate), "home": str(self._home), "name": candidate}
+        return {"folder": "", "home": str(self._home), "name": name}
+
+    def no_code_image(self) -> dict[str, Any]:
+        """What stands for the image that the service makes for an MLflow model deployed without code."""
+        return {"folder": str(self._sources / NO_CODE), "home": str(self._home), "name": NO_CODE}
 
     def outputs(self, name: str, properties: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs as the service completes them: the default one, and a place for those that name none."""
@@ -141,7 +145,7 @@ class JobSpecs:
             }
         return completed
 
-    def node(self, name: str, properties: Mapping[str, Any], home: Path) -> dict[str, Any]:
+    def node(self, name: str, properties: Mapping[str, Any]) -> dict[str, Any]:
         """What a node needs to know of the job; the emulator adds its own addresses."""
         compute = self._read(properties["computeId"])
         assert compute is not None
@@ -161,7 +165,7 @@ class JobSpecs:
                 for key, value in properties["outputs"].items()
                 if key != "default"
             },
-            "image": self.image(environment_id, home),
+            "image": self.image(environment_id),
             "timeout_seconds": min(seconds_of(limit, _LONGEST_SECONDS), _LONGEST_SECONDS),
             "processes": per_node * _instances(properties),
             "cluster": {"name": compute["name"], "nodes": _max_nodes(compute), "needs": _instances(properties)},
@@ -175,11 +179,10 @@ class JobSpecs:
             else:
                 yield key, {**_place(self._uris, given["uri"]), "type": given["jobInputType"], "uri": given["uri"]}
 
-    def variables(self, name: str, properties: Mapping[str, Any], url: str) -> dict[str, str]:
+    def variables(self, name: str, properties: Mapping[str, Any], url: str, token: str) -> dict[str, str]:
         """The variables that the service gives every job, and then the job's own."""
         parts = self._workspace.strip("/").split("/")
         experiment = properties.get("experimentName") or "Default"
-        token = _token(name)
         host = url.removeprefix("https://").rstrip("/")
         return {
             "AZUREML_RUN_ID": name,
@@ -213,11 +216,3 @@ def _instances(properties: Mapping[str, Any]) -> int:
 def _max_nodes(compute: Mapping[str, Any]) -> int:
     scale = ((compute["properties"].get("properties") or {}).get("scaleSettings")) or {}
     return max(int(scale.get("maxNodeCount") or 1), 1)
-
-
-def _token(job: str) -> str:
-    """A token of the run, of the usual shape; what takes it here does not look at the signature."""
-    claims = {"exp": int(time.time()) + 14 * 86400, "runid": job}
-    parts = [{"alg": "none", "typ": "JWT"}, claims]
-    encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]
-    return ".".join([*encoded, "emulated"])

@@ -87,7 +87,7 @@ class Jobs:
         wanted = query.get("listViewType", "ActiveOnly").lower()
         key, equals, value = query.get("tag", "").partition("=")
         found = []
-        for resource in self._store.list(f"{self._workspace}/jobs/"):
+        for resource in self._store.list(f"{self._workspace}/jobs"):
             archived = bool(resource["properties"].get("isArchived"))
             if archived == (wanted == "activeonly") and wanted != "all":
                 continue
@@ -105,6 +105,11 @@ class Jobs:
             return False
         self._records.cancel(name)
         return True
+
+    def delete(self, name: str) -> None:
+        """Forget an ended job."""
+        self._store.delete(self._id(name))
+        self._records.remove(name)
 
     def is_ended(self, name: str) -> bool:
         """Whether the job has come to its end."""

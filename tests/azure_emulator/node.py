@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests.azure_emulator import node_errors
-from tests.azure_emulator.job_files import Mirror, Place, Transfers, open_client
+from tests.azure_emulator.azurite import open_client
+from tests.azure_emulator.job_files import Mirror, Place, Transfers
 from tests.azure_emulator.node_errors import JobError
 
 _LOW_PRIORITY = 5  # a serving model keeps its latency while a job trains

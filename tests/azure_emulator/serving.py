@@ -41,7 +41,7 @@ class Serving:
     """
 
     def __init__(
-        self, local: LocalPlatform, folder: Path, transfers: Callable[[], Transfers], server_source: Path | None = None
+        self, local: LocalPlatform, folder: Path, transfers: Transfers, server_source: Path | None = None
     ) -> None:
         self._local = local
         self._folder = folder
@@ -123,7 +123,7 @@ class Serving:
         target = self._folder / digest
         with self._lock:
             if not (target / ".complete").exists():
-                if not self._transfers().fetch_folder(place, target / "model"):
+                if not self._transfers.fetch_folder(place, target / "model"):
                     raise ServingError("BadArgument", f"The model has no files at {place.container}/{place.path}.")
                 (target / ".complete").touch()
         return target

@@ -1,0 +1,97 @@
+"""Sign-in: the managed identity's token endpoint, and the check of tokens on requests.
+
+Tokens are signed with a key of the state folder. Azurite looks at issuer, audience and times of the ones for storage.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+
+import jwt
+
+from tests.azure_emulator.names import ML_RESOURCE, PRINCIPAL, TENANT
+from tests.azure_emulator.web import Answer, Request, ServiceError, arm_error
+
+_SECONDS = 86400
+_STORAGE = "https://storage.azure.com"
+_VAULT = "https://vault.azure.net"
+
+
+class Identity:
+    """Gives out and checks the tokens of one emulator.
+
+    Attributes:
+        header_secret: what a client must know to be given a token, as on an App Service host.
+    """
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self._url = url
+        self._key = _ensure_secret(folder / "token-key")
+        self.header_secret = _ensure_secret(folder / "identity-header")
+
+    def token(self, resource: str) -> str:
+        """A token for a resource, such as the storage of Azure."""
+        now = int(time.time())
+        claims = {
+            "aud": resource,
+            "iss": f"https://sts.windows.net/{TENANT}/",
+            "iat": now,
+            "nbf": now - 60,
+            "exp": now + _SECONDS,
+            "oid": PRINCIPAL,
+            "sub": PRINCIPAL,
+            "tid": TENANT,
+            "appid": PRINCIPAL,
+            "ver": "1.0",
+        }
+        return jwt.encode(claims, self._key, algorithm="HS256")
+
+    def give(self, request: Request) -> Answer:
+        """Answer the request for a token."""
+        if not secrets.compare_digest(request.headers.get("x-identity-header", ""), self.header_secret):
+            raise arm_error(401, "Unauthorized", "The header X-IDENTITY-HEADER is not that of this host.")
+        resource = request.query.get("resource", "").rstrip("/")
+        if resource not in (self._url, ML_RESOURCE, _STORAGE, _VAULT):
+            raise arm_error(400, "invalid_resource", f"The resource principal named {resource} was not found.")
+        body = {
+            "access_token": self.token(resource),
+            "expires_on": str(int(time.time()) + _SECONDS),
+            "resource": resource,
+            "token_type": "Bearer",
+            "client_id": PRINCIPAL,
+        }
+        return Answer(200, body)
+
+    def require(self, request: Request) -> None:
+        """Refuse a request to Resource Manager without a token for it; the workspace's own API takes either.
+
+        Raises:
+            ServiceError: 401.
+        """
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise self._refused("AuthenticationFailed", "Authentication failed. The 'Authorization' header is missing.")
+        try:
+            jwt.decode(token.strip(), self._key, algorithms=["HS256"], audience=[self._url, ML_RESOURCE])
+        except jwt.ExpiredSignatureError as error:
+            raise self._refused("ExpiredAuthenticationToken", "The access token expiry UTC time is earlier.") from error
+        except jwt.InvalidAudienceError as error:
+            raise self._refused(
+                "InvalidAuthenticationTokenAudience", "The access token has a wrong audience."
+            ) from error
+        except jwt.InvalidTokenError as error:
+            raise self._refused("InvalidAuthenticationToken", "The access token is invalid.") from error
+
+    def _refused(self, code: str, message: str) -> ServiceError:
+        told = f'Bearer authorization_uri="{self._url}/{TENANT}", error="invalid_token"'
+        return ServiceError(401, code, message, headers={"WWW-Authenticate": told}, plain=True)
+
+
+def _ensure_secret(file: Path) -> str:
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_hex(32), encoding="utf-8")
+    return file.read_text(encoding="utf-8")

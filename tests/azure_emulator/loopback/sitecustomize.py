@@ -1,0 +1,64 @@
+"""Put first on PYTHONPATH, this keeps a Python process on this machine: the emulator's host names are 127.0.0.1, and
+no other name than this machine's resolves. Refused names are written to PHIFLOW_EMULATOR_REFUSED, a file.
+
+Another `sitecustomize` on the path is run as well, as it would be without this one.
+"""
+
+import importlib.util
+import ipaddress
+import os
+import socket
+import sys
+
+_SUFFIX = ".azure-emulator.test"
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_resolve = socket.getaddrinfo
+_resolve_name = socket.gethostbyname
+
+
+def _is_local(host):
+    if host in (None, "", b"", "localhost", "localhost.localdomain", "ip6-localhost", socket.gethostname()):
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]) is not None
+    except ValueError:
+        return False
+
+
+def _mapped(host):
+    text = host.decode("idna") if isinstance(host, bytes) else host
+    name = text.rstrip(".").lower() if isinstance(text, str) else text
+    if isinstance(name, str) and (name == _SUFFIX[1:] or name.endswith(_SUFFIX)):
+        return "127.0.0.1"
+    if _is_local(name):
+        return host
+    refused = os.environ.get("PHIFLOW_EMULATOR_REFUSED")
+    if refused:
+        with open(refused, "a", encoding="utf-8") as file:
+            file.write(f"{name}\n")
+    raise socket.gaierror(socket.EAI_NONAME, f"{name} is not of this machine, and the emulator allows no other")
+
+
+def _getaddrinfo(host, *args, **kwargs):
+    return _resolve(_mapped(host), *args, **kwargs)
+
+
+def _gethostbyname(host):
+    return _resolve_name(_mapped(host))
+
+
+socket.getaddrinfo = _getaddrinfo
+socket.gethostbyname = _gethostbyname
+
+
+def _run_the_next():
+    for folder in sys.path:
+        file = os.path.join(folder, "sitecustomize.py")
+        if os.path.abspath(folder or ".") != _HERE and os.path.isfile(file):
+            spec = importlib.util.spec_from_file_location("sitecustomize_next", file)
+            if spec is not None and spec.loader is not None:
+                spec.loader.exec_module(importlib.util.module_from_spec(spec))
+            return
+
+
+_run_the_next()

@@ -1,0 +1,399 @@
+"""The emulator: its parts put together, and the HTTPS server before them."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import secrets
+import socket
+import ssl
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from tests.azure_emulator import assets, computes, control, execution, metadata, workspace
+from tests.azure_emulator.arm import Handler, Router, Scope, answered
+from tests.azure_emulator.azurite import Account, Azurite, open_client
+from tests.azure_emulator.certificates import ensure_certificates
+from tests.azure_emulator.exchanges import Exchanges
+from tests.azure_emulator.identity import Identity
+from tests.azure_emulator.names import CERTIFICATE_NAMES, CLOUD, SUFFIX, TENANT
+from tests.azure_emulator.operations import Operations
+from tests.azure_emulator.scenarios import Scenarios, refusal
+from tests.azure_emulator.store import Store
+from tests.azure_emulator.web import Answer, Request, ServiceError, now
+
+if TYPE_CHECKING:
+    from azure.storage.blob import BlobServiceClient
+
+    from tasks.platforms.local.local_platform import LocalPlatform
+
+SCOPE = Scope("00000000-0000-0000-0000-000000000001", "phiflow-emulator", "phiflow-emulated", "westeurope")
+_LOOPBACK = Path(__file__).parent / "loopback"
+_ROOT = Path(__file__).resolve().parents[2]
+_PAGE = 100
+
+
+class Emulator:
+    """One emulated workspace with its state in one folder.
+
+    Attributes:
+        url: where it listens; the same after a restart with the same state.
+        workspace_id: the workspace's resource id.
+        store, operations, scenarios, exchanges: see their modules.
+        account: the storage account.
+        state: the folder.
+        options: the command line's, with `home`, `monitor_lag` and `server_source`.
+        env: the variables with which a process reaches the emulator, and nothing else than this machine.
+        connection_file: what `azurite.open_client` takes, for processes that outlive the emulator.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.state = Path(options.state).absolute()
+        self.state.mkdir(parents=True, exist_ok=True)
+        self.scope = SCOPE
+        self.workspace_id = SCOPE.workspace_id
+        settings = self._settings()
+        self.created: str = settings["created"]
+        self.certificates = ensure_certificates(self.state / "certificates", CERTIFICATE_NAMES)
+        self.account = Account(settings["account_key"], settings["storage_port"], str(self.certificates.authorities))
+        self.azurite = Azurite(self.state / "azurite", self.account, self.certificates)
+        self._server = _Server(settings["port"], self)
+        self.url = f"https://127.0.0.1:{settings['port']}"
+        self.store = Store(self.state / "resources")
+        self.operations = Operations(self.store, SCOPE, self.url)
+        self.scenarios = Scenarios(self.state / "scenarios.json")
+        self.exchanges = Exchanges(Path(options.log).absolute())
+        self.identity = Identity(self.state / "secrets", self.url)
+        self.connection_file = self.state / "secrets" / "storage.json"
+        self._router = Router(SCOPE, self.identity.require)
+        self._stopping: list[Callable[[], None]] = []
+
+    def start(self) -> None:
+        """Start the storage, make the routes, and listen."""
+        self.azurite.start()
+        _write_private(self.connection_file, json.dumps(self.account.to_json()))
+        self.env = self._environment()
+        self.register("GET", metadata.PATH, lambda _: Answer(200, metadata.cloud_metadata(self.url, self.account.port)))
+        self.register("GET", "/identity/token", self.identity.give)
+        for family in ("mfeOperationsStatus", "computeOperationsStatus"):
+            self.register("GET", f"L/{family}/{{id}}", self.operations.read_status)
+        for family in ("mfeOperationResults", "computeOperationResults"):
+            self.register("GET", f"L/{family}/{{id}}", self.operations.read_result)
+        for module in (control, workspace, computes, assets, execution):
+            module.install(self)
+        for store in self.store.list(f"{self.workspace_id}/datastores"):
+            if name := store["properties"].get("containerName"):
+                self.ensure_container(name)
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+
+    def stop(self) -> None:
+        """End in order: who registered with `on_stop` first, the storage last."""
+        self._server.shutdown()
+        for call in reversed(self._stopping):
+            call()
+        self.azurite.stop()
+        self.exchanges.close()
+
+    def register(self, method: str, pattern: str, handler: Handler) -> None:
+        """Have requests answered by `handler(request)`, which gives an Answer or (status, body, headers).
+
+        See `arm.py` for patterns; `*` is every method. What is below /subscriptions needs a token and an api-version.
+        """
+        self._router.register(method, pattern, handler)
+
+    def on_stop(self, call: Callable[[], None]) -> None:
+        """Have something done when the emulator ends in order."""
+        self._stopping.append(call)
+
+    @functools.cached_property
+    def blobs(self) -> BlobServiceClient:
+        """The storage account, with its key."""
+        return open_client(self.account.to_json())
+
+    @functools.cached_property
+    def local(self) -> LocalPlatform:
+        """The local platform that stands for the service's machines; environments are those of --home."""
+        from tasks.platforms.local.local_platform import LocalPlatform
+        from tasks.platforms.local.state import Home
+
+        home, built = self.state / "home", Path(self.options.home).absolute() / "environments"
+        home.mkdir(exist_ok=True)
+        built.mkdir(parents=True, exist_ok=True)
+        link = home / "environments"
+        if link.is_symlink() and link.readlink() != built:
+            link.unlink()
+        if not link.is_symlink():
+            link.symlink_to(built, target_is_directory=True)
+        return LocalPlatform(Home.open(str(home)))
+
+    def ensure_container(self, name: str) -> None:
+        """Have a container in the storage account."""
+        container = self.blobs.get_container_client(name)
+        if not container.exists():
+            container.create_container()
+
+    def open_upload(self) -> dict[str, Any]:
+        """A new container, and a URL with which it can be written."""
+        container = f"{uuid.uuid4().hex[:8]}-{uuid.uuid4()}"
+        self.ensure_container(container)
+        account_id = f"{SCOPE.group_id}/providers/Microsoft.Storage/storageAccounts/phiflowemulated"
+        return {
+            "pendingUploadId": str(uuid.uuid4()),
+            "pendingUploadType": "TemporaryBlobReference",
+            "blobReferenceForConsumption": {
+                "blobUri": f"{self.account.url}/{container}",
+                "storageAccountArmId": account_id,
+                "credential": {"credentialType": "SAS", "sasUri": self.account.sign_container(container)},
+            },
+        }
+
+    def page(self, request: Request, found: list[dict[str, Any]]) -> Answer:
+        """A page of a list, and where the next one is."""
+        start = int(request.query.get("$skip", "0") or 0)
+        size = min(int(request.query.get("$top") or request.query.get("count") or _PAGE), _PAGE)
+        body: dict[str, Any] = {"value": found[start : start + size]}
+        more = start + size < len(found) and "$top" not in request.query
+        if more:
+            query = "&".join(f"{key}={value}" for key, value in request.query.items() if key != "$skip")
+            body["nextLink"] = f"{self.url}{request.path}?{query}&$skip={start + size}"
+        return Answer(200, body)
+
+    def identity_resource(self, given: dict[str, Any]) -> dict[str, Any]:
+        """An identity as the service completes it."""
+        result: dict[str, Any] = {"type": given["type"]}
+        if "SystemAssigned" in given["type"]:
+            result |= {"principalId": str(uuid.uuid4()), "tenantId": TENANT}
+        if given.get("userAssignedIdentities"):
+            result["userAssignedIdentities"] = {
+                resource: {
+                    "principalId": str(uuid.uuid5(uuid.NAMESPACE_URL, f"principal:{resource.lower()}")),
+                    "clientId": str(uuid.uuid5(uuid.NAMESPACE_URL, f"client:{resource.lower()}")),
+                }
+                for resource in given["userAssignedIdentities"]
+            }
+        return result
+
+    def answer(self, request: Request) -> Answer:
+        """Answer one request, and write it down."""
+        started = time.monotonic()
+        scenario: dict[str, Any] = {}
+        try:
+            answer, scenario = self._answer(request)
+        except ServiceError as error:
+            answer = error.answer(SCOPE.location)
+        except Exception as error:  # a client must be told, and the emulator go on; its log has the rest
+            import traceback
+
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {error}"
+            answer = ServiceError(500, "InternalServerError", message).answer(SCOPE.location)
+        answer.headers.setdefault("x-ms-request-id", str(uuid.uuid4()))
+        if not request.path.startswith("/_emulator/"):
+            spent = time.monotonic() - started
+            self.exchanges.add(request, answer, seconds=spent, scenario=str(scenario.get("do", "")))
+        return answer
+
+    def _answer(self, request: Request) -> tuple[Answer, dict[str, Any]]:
+        is_control = request.path.startswith("/_emulator/")
+        scenario = {} if is_control else self.scenarios.for_request(request) or {}
+        handler: Handler | None = None
+        try:
+            handler = self._router.match(request)
+        except ServiceError:
+            if not scenario:
+                raise
+        match scenario.get("do"):
+            case "status":
+                return refusal(scenario), scenario
+            case "drop":
+                return Answer(0, lost=True), scenario
+            case "slow":
+                time.sleep(float(scenario.get("seconds", 1)))
+            case "stuck":
+                request.stuck = True
+            case "fault":
+                request.fault = {
+                    "code": scenario.get("code", "InternalServerError"),
+                    "message": scenario.get("message", "Scripted."),
+                }
+        self._router.check(request)
+        assert handler is not None
+        answer = answered(handler(request))
+        answer.lost = scenario.get("do") == "lost"
+        return answer, scenario
+
+    def _settings(self) -> dict[str, Any]:
+        """Ports and key: chosen once a state folder, since addresses are in what clients keep."""
+        file = self.state / "secrets" / "settings.json"
+        if not file.exists():
+            port = self.options.port or _free_port()
+            key = secrets.token_bytes(64)
+            import base64
+
+            chosen = {
+                "port": port,
+                "storage_port": _free_port(),
+                "account_key": base64.b64encode(key).decode(),
+                "created": now(),
+            }
+            _write_private(file, json.dumps(chosen))
+        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if self.options.port and self.options.port != settings["port"]:
+            raise SystemExit(
+                f"error: the state in {self.state} belongs to port {settings['port']}, and --port says "
+                f"{self.options.port}. Leave --port out, or use another --state."
+            )
+        return settings
+
+    def _environment(self) -> dict[str, str]:
+        ca = str(self.certificates.authorities)
+        no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY", ""), "127.0.0.1", "localhost", f".{SUFFIX}"]))
+        path = os.pathsep.join(filter(None, [str(_LOOPBACK), os.environ.get("PYTHONPATH", "")]))
+        return {
+            "ARM_CLOUD_METADATA_URL": f"{self.url}{metadata.PATH}?api-version=2022-09-01",
+            "AZUREML_CURRENT_CLOUD": CLOUD,
+            "AZURE_TOKEN_CREDENTIALS": "ManagedIdentityCredential",
+            "IDENTITY_ENDPOINT": f"{self.url}/identity/token",
+            "IDENTITY_HEADER": self.identity.header_secret,
+            "AZURE_SUBSCRIPTION_ID": SCOPE.subscription,
+            "AZURE_RESOURCE_GROUP": SCOPE.group,
+            "AZURE_ML_WORKSPACE": SCOPE.workspace,
+            "AZURE_CLIENT_ID": "",
+            "REQUESTS_CA_BUNDLE": ca,
+            "SSL_CERT_FILE": ca,
+            "CURL_CA_BUNDLE": ca,
+            "NO_PROXY": no_proxy,
+            "no_proxy": no_proxy,
+            "PYTHONPATH": path,
+            "PHIFLOW_EMULATOR_REFUSED": str(self.state / "refused-names.txt"),
+            "PHIFLOW_EMULATOR_URL": self.url,
+        }
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, port: int, emulator: Emulator) -> None:
+        self.emulator = emulator
+        try:
+            super().__init__(("127.0.0.1", port), _Connection)
+        except OSError as error:
+            raise SystemExit(f"error: port {port} of this state is taken: {error}. Is this emulator running?") from error
+        files = emulator.certificates
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(files.certificate, files.key)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """The handshake is the connection's own affair, so that a slow client keeps nobody waiting."""
+        try:
+            request.settimeout(120)
+            request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            request = self._context.wrap_socket(request, server_side=True)
+        except OSError:
+            self.shutdown_request(request)
+            return
+        super().process_request_thread(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away are nothing to write about."""
+        import sys
+
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
+class _Connection(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "Microsoft-HTTPAPI/2.0"
+    sys_version = ""
+    wbufsize = -1
+    server: _Server
+
+    def _serve(self) -> None:
+        split = urlsplit(self.path)
+        query = dict(parse_qsl(split.query, keep_blank_values=True))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        emulator = self.server.emulator
+        path = unquote(split.path)
+        path = path.rstrip("/") or "/"
+        request = Request(self.command, path, query, headers, self._body(headers), emulator.url)
+        self._send(emulator.answer(request))
+
+    do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = do_HEAD = do_OPTIONS = _serve
+
+    def _body(self, headers: dict[str, str]) -> bytes:
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            pieces = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                pieces.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(pieces)
+        return self.rfile.read(int(headers.get("content-length") or 0))
+
+    def _send(self, answer: Answer) -> None:
+        if answer.lost:
+            self.close_connection = True
+            return
+        body = answer.body
+        if body is None:
+            body = b""
+        elif isinstance(body, dict | list):
+            body = json.dumps(body).encode()
+            answer.headers.setdefault("Content-Type", "application/json; charset=utf-8")
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        if isinstance(body, bytes):
+            if answer.status not in (204, 304):
+                self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+            self.wfile.flush()
+            return
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self._send_pieces(body)
+
+    def _send_pieces(self, pieces: Iterator[bytes]) -> None:
+        self.wfile.flush()
+        try:
+            for piece in pieces:
+                if piece:
+                    self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+                    self.wfile.flush()
+            self.wfile.write(b"0\r\n\r\n")
+            self.wfile.flush()
+        except Exception:  # the answer has begun; breaking off is the only way to tell that it is not whole
+            self.close_connection = True
+        finally:
+            if hasattr(pieces, "close"):
+                pieces.close()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """The log of exchanges says it all."""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _write_private(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(text, encoding="utf-8")
+
+

@@ -199,13 +199,16 @@ class Storage:
         """Open the container with the datastore's key; with the signed-in identity where keys are off."""
         from azure.storage.blob import ContainerClient
 
-        datastore, key = self._read_datastore()
-        if not hasattr(datastore, "account_name"):
-            raise ConfigError(f"Datastore {self._datastore} is a {datastore.type}; blobs or a data lake are needed.")
+        datastore, secret = self._read_datastore()
+        name = getattr(datastore, "container_name", None) or getattr(datastore, "filesystem", None)
+        if not name:
+            raise ConfigError(
+                f"Datastore {self._datastore} is of type {datastore.type}, which holds no blobs.",
+                fix="Name a path in a blob container or a data lake.",
+            )
         account = f"{datastore.protocol}://{datastore.account_name}.blob.{datastore.endpoint}"
-        name = getattr(datastore, "container_name", None) or datastore.filesystem
-        if key:
-            container = ContainerClient(account, name, credential=key, logging_enable=False)
+        if secret:
+            container = ContainerClient(account, name, credential=secret, logging_enable=False)
             try:
                 with translated(f"Container {name} of {account}"):
                     container.get_container_properties()
@@ -216,8 +219,8 @@ class Storage:
                 _log.info("Storage account refuses keys, so the signed-in identity is used account=%s", account)
         return ContainerClient(account, name, credential=self._workspace.credential)
 
-    def _read_datastore(self) -> tuple[Any, str]:
-        """The datastore, and its key or signature where there is one that the caller may see."""
+    def _read_datastore(self) -> tuple[Any, Any]:
+        """The datastore, and what opens it where that is a key or signature that the caller may see, else None."""
         datastores = self._workspace.ml.datastores
         with translated(f"Datastore {self._datastore} of workspace {self._workspace.name}"):
             try:
@@ -225,9 +228,10 @@ class Storage:
             except HttpResponseError as error:
                 if error.status_code not in (401, 403):
                     raise
-                return datastores.get(self._datastore), ""  # may be seen, but not its key
-        credentials = datastore.credentials
-        return datastore, getattr(credentials, "account_key", None) or getattr(credentials, "sas_token", None) or ""
+                return datastores.get(self._datastore), None  # may be seen, but not its key
+        if key := getattr(datastore.credentials, "account_key", None):
+            return datastore, {"account_name": datastore.account_name, "account_key": key}
+        return datastore, getattr(datastore.credentials, "sas_token", None)
 
 
 def _renew(lease: BlobLeaseClient, released: threading.Event, path: str) -> None:

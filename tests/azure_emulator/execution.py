@@ -1,10 +1,4 @@
-"""What runs jobs and endpoints: installed after the core, told when the emulator ends.
-
-TODO (for whoever writes this): the core's stub replaced a fuller version of this file by accident at 10:18; put the
-fuller one (with `class Execution`) back. The server calls `install(emulator)`, and `emulator.on_stop(call)` takes what is to
-be done at the end. The emulator has url, scope, workspace_id, store, operations, scenarios, identity, account, blobs,
-local, env, state, options, connection_file, register.
-"""
+"""What runs jobs and endpoints: installed after the core, told when the emulator ends."""
 
 from __future__ import annotations
 

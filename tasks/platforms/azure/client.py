@@ -191,9 +191,9 @@ class Workspace:
     @functools.cached_property
     def _cloud(self) -> dict[str, str]:
         """The addresses of the cloud in use, with its `name`."""
-        from azure.ai.ml import _azure_environments as clouds
-
         with translated("The cloud's metadata"):
+            from azure.ai.ml import _azure_environments as clouds  # reads the cloud already when it is imported
+
             name = clouds._get_default_cloud_name()
             details = dict(clouds._get_cloud_details(name))
         # The SDK forgets a cloud it read from ARM_CLOUD_METADATA_URL and reads it again for every client.

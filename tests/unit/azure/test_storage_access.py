@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.server
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ from tasks.config import AzurePlatformConfig
 from tasks.platforms.azure.client import Workspace
 from tasks.platforms.azure.storage import Storage
 from tasks.platforms.errors import ConfigError, PermissionDeniedError
+from tests.azure_emulator.certificates import Certificates, ensure_certificates
 
 KEY = "Y2FuYXJ5LWtleS1vZi10aGUtYWNjb3VudA=="
 
@@ -22,7 +25,7 @@ KEY = "Y2FuYXJ5LWtleS1vZi10aGUtYWNjb3VudA=="
 class Account:
     """A storage account that answers every request with one status."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificates: Certificates) -> None:
         self.status, self.code = 200, ""
         self.authorizations: list[str] = []
         account = self
@@ -40,21 +43,26 @@ class Account:
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificates.certificate, certificates.key)
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
 
 @pytest.fixture
-def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
-    """An account on loopback, under a name like a real one's."""
+def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Account]:
+    """An account on loopback, under a name like a real one's, that only a company's own CA vouches for."""
+    certificates = ensure_certificates(tmp_path, ["acme.blob.test"])
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificates.authorities))
     resolve = socket.getaddrinfo
 
     def mapped(host: Any, *rest: Any, **named: Any) -> Any:
         return resolve("127.0.0.1" if str(host).endswith(".blob.test") else host, *rest, **named)
 
     monkeypatch.setattr(socket, "getaddrinfo", mapped)
-    for name in ("HTTP_PROXY", "http_proxy"):
+    for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
-    account = Account()
+    account = Account(certificates)
     yield account
     account.server.shutdown()
 
@@ -63,7 +71,7 @@ def opened(account: Account, config: AzurePlatformConfig, **settings: Any) -> tu
     """The container of a workspace whose datastore is as given."""
     workspace = Workspace(config)
     values = {
-        "protocol": "http",
+        "protocol": "https",
         "account_name": "acme",
         "endpoint": f"test:{account.server.server_port}",
         "container_name": "container",
@@ -80,7 +88,7 @@ def opened(account: Account, config: AzurePlatformConfig, **settings: Any) -> tu
 def test_key_of_the_datastore_is_used(account: Account, config: AzurePlatformConfig) -> None:
     """Where the account takes keys, requests are signed with the datastore's."""
     container, _ = opened(account, config)
-    assert container.url == f"http://acme.blob.test:{account.server.server_port}/container"
+    assert container.url == f"https://acme.blob.test:{account.server.server_port}/container"
     assert account.authorizations[0].startswith("SharedKey acme:")
     assert KEY not in account.authorizations[0]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tests.azure_emulator.endpoint_spec import InvalidEndpointError
 from tests.azure_emulator.endpoints import BusyError, RefusedError
@@ -12,11 +14,7 @@ from tests.azure_emulator.execution import Execution
 from tests.azure_emulator.monitor import BadQueryError
 from tests.azure_emulator.web import Answer, Request, ServiceError, not_found, user_error
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.azure_emulator.arm import Router
-
+Register = Callable[[str, str, Callable[[Request], Answer]], None]
 _TOKEN_SECONDS = 3600
 
 
@@ -25,10 +23,10 @@ class EndpointRoutes:
 
     def __init__(self, execution: Execution) -> None:
         self._it = execution
-        self._given = execution.given
+        self._emulator = execution.emulator
         self._endpoints = execution.endpoints
 
-    def register(self, router: Router) -> None:
+    def register(self, register: Register) -> None:
         """Make the routes known."""
         endpoint, deployment = "W/onlineEndpoints/{name}", "W/onlineEndpoints/{name}/deployments/{deployment}"
         for method, pattern, handler in (
@@ -50,14 +48,14 @@ class EndpointRoutes:
             ("GET", f"{endpoint}/providers/Microsoft.Insights/metrics", self._metrics),
             ("*", "/endpoints/{name}/{route:path}", self._score),
         ):
-            router.register(method, pattern, _translated(handler))
+            register(method, pattern, _translated(handler))
 
     # Endpoints
 
     def _put(self, request: Request) -> Answer:
         name = request.parameters["name"]
         operation = self._begin(request, self._endpoints.id(name), "oe")
-        where = self._given.operations.status_url(operation, request.api_version)
+        where = self._emulator.operations.status_url(operation, request.api_version)
         try:
             new, resource = self._endpoints.put(name, request.json, where)
         except Exception as error:
@@ -114,7 +112,7 @@ class EndpointRoutes:
         self._required(request)
         name, deployment = request.parameters["name"], request.parameters["deployment"]
         operation = self._begin(request, self._endpoints.id(name, deployment), "od")
-        where = self._given.operations.status_url(operation, request.api_version)
+        where = self._emulator.operations.status_url(operation, request.api_version)
         try:
             new, resource = self._endpoints.put_deployment(name, deployment, request.json, where)
         except Exception as error:
@@ -163,7 +161,7 @@ class EndpointRoutes:
 
     def _metrics(self, request: Request) -> Answer:
         endpoint = self._required(request)
-        location = self._given.scope.location
+        location = self._emulator.scope.location
         try:
             return Answer(200, self._it.monitor.read(endpoint["name"], endpoint["id"], location, request.query))
         except BadQueryError as error:
@@ -190,19 +188,19 @@ class EndpointRoutes:
         return found
 
     def _begin(self, request: Request, resource: str, kind: str) -> str:
-        return self._given.operations.start(request, None, family="mfe", resource=resource, kind=kind)
+        return self._emulator.operations.start(request, None, family="mfe", resource=resource, kind=kind)
 
     def _refuse(self, operation: str, error: Exception) -> None:
         """Nobody is told of an operation whose request was refused."""
-        self._given.operations.finish(operation, {"code": "UserError", "message": str(error)})
+        self._emulator.operations.finish(operation, {"code": "UserError", "message": str(error)})
 
     def _headers(self, operation: str, request: Request) -> dict[str, str]:
-        location = f"{self._given.url}{request.path}?api-version={request.api_version}"
-        return self._given.operations.headers(operation, request, location=location)
+        location = f"{self._emulator.url}{request.path}?api-version={request.api_version}"
+        return self._emulator.operations.headers(operation, request, location=location)
 
     def _deleting(self, operation: str, request: Request) -> Answer:
-        location = self._given.operations.result_url(operation, request.api_version)
-        return Answer(202, b"null", self._given.operations.headers(operation, request, location=location))
+        location = self._emulator.operations.result_url(operation, request.api_version)
+        return Answer(202, b"null", self._emulator.operations.headers(operation, request, location=location))
 
 
 def _translated(handler: Callable[[Request], Answer]) -> Callable[[Request], Answer]:
@@ -222,6 +220,4 @@ def _translated(handler: Callable[[Request], Answer]) -> Callable[[Request], Ans
 
 
 def _with_body(request: Request, body: dict[str, Any]) -> Request:
-    import json
-
     return replace(request, body=json.dumps(body).encode())

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from tests.azure_emulator.execution import Execution
 from tests.azure_emulator.job_spec import InvalidJobError
 from tests.azure_emulator.run_history import discovery
 from tests.azure_emulator.web import Answer, Request, ServiceError, arm_error, not_found, now, user_error
 
-if TYPE_CHECKING:
-    from tests.azure_emulator.arm import Router
-
+Register = Callable[[str, str, Callable[[Request], Answer]], None]
 _SOON = {"retry-after-ms": "100"}
 
 
@@ -20,26 +18,26 @@ class JobRoutes:
 
     def __init__(self, execution: Execution) -> None:
         self._it = execution
-        self._given = execution.given
+        self._emulator = execution.emulator
 
-    def register(self, router: Router) -> None:
+    def register(self, register: Register) -> None:
         """Make the routes known."""
-        workspace = self._given.scope.workspace_id
-        router.register("PUT", "W/jobs/{name}", self._put)
-        router.register("GET", "W/jobs/{name}", self._get)
-        router.register("PATCH", "W/jobs/{name}", self._patch)
-        router.register("DELETE", "W/jobs/{name}", self._delete)
-        router.register("GET", "W/jobs", self._list)
-        router.register("POST", "W/jobs/{name}/cancel", self._cancel)
-        router.register("GET", "/discovery", self._discovery)
-        router.register("GET", "/discovery/{rest:path}", self._discovery)
+        workspace = self._emulator.workspace_id
+        register("PUT", "W/jobs/{name}", self._put)
+        register("GET", "W/jobs/{name}", self._get)
+        register("PATCH", "W/jobs/{name}", self._patch)
+        register("DELETE", "W/jobs/{name}", self._delete)
+        register("GET", "W/jobs", self._list)
+        register("POST", "W/jobs/{name}/cancel", self._cancel)
+        register("GET", "/discovery", self._discovery)
+        register("GET", "/discovery/{rest:path}", self._discovery)
         for part in ("", "/experiments/{experiment}", "/experimentids/{experiment}"):
             run = f"/history/v1.0{workspace}{part}/runs/{{name}}"
-            router.register("GET", f"{run}/details", self._details)
-            router.register("GET", run, self._run)
-            router.register("PATCH", run, self._patch_run)
-        router.register("*", f"/mlflow/{{version}}{workspace}/api/{{api}}/mlflow/{{call:path}}", self._mlflow)
-        router.register("POST", "/_emulator/jobs/{name}/{action}", self._act)
+            register("GET", f"{run}/details", self._details)
+            register("GET", run, self._run)
+            register("PATCH", run, self._patch_run)
+        register("*", f"/mlflow/{{version}}{workspace}/api/{{api}}/mlflow/{{call:path}}", self._mlflow)
+        register("POST", "/_emulator/jobs/{name}/{action}", self._act)
 
     def _put(self, request: Request) -> Answer:
         name = request.parameters["name"]
@@ -47,7 +45,7 @@ class JobRoutes:
             status, body = self._it.jobs.put(name, request.json)
         except InvalidJobError as error:
             raise user_error(str(error)) from error
-        location = f"{self._given.url}{request.path}?api-version={request.api_version}"
+        location = f"{self._emulator.url}{request.path}?api-version={request.api_version}"
         return Answer(status, body, {"Location": location} if status == 201 else {})
 
     def _get(self, request: Request) -> Answer:
@@ -78,7 +76,7 @@ class JobRoutes:
         name = request.parameters["name"]
         if not self._it.jobs.cancel(name):
             raise self._absent(request)
-        operations = self._given.operations
+        operations = self._emulator.operations
         operation = operations.start(request, None, family="mfe", kind="jc")
         self._it.finish_when_ended(operation, name)
         headers = {"Location": operations.result_url(operation, request.api_version), **_SOON}
@@ -87,30 +85,30 @@ class JobRoutes:
     # Run history
 
     def _discovery(self, request: Request) -> Answer:
-        return Answer(200, discovery(self._given.url))
+        return Answer(200, discovery(self._emulator.url))
 
     def _details(self, request: Request) -> Answer:
-        self._given.identity.require(request)
+        self._emulator.identity.require(request)
         details = self._it.history.details(request.parameters["name"])
         if details is None:
             raise self._absent(request)
         return Answer(200, details)
 
     def _run(self, request: Request) -> Answer:
-        self._given.identity.require(request)
+        self._emulator.identity.require(request)
         run = self._it.history.run(request.parameters["name"])
         if run is None:
             raise self._absent(request)
         return Answer(200, run)
 
     def _patch_run(self, request: Request) -> Answer:
-        self._given.identity.require(request)
+        self._emulator.identity.require(request)
         if self._it.jobs.modify(request.parameters["name"], request.json) is None:
             raise self._absent(request)
         return self._run(request)
 
     def _mlflow(self, request: Request) -> Answer:
-        self._given.identity.require(request)
+        self._emulator.identity.require(request)
         status, body = self._it.mlflow.answer(request.method, request.parameters["call"], request.query, request.body)
         return Answer(status, body, {"Content-Type": "application/json"})
 

@@ -41,6 +41,7 @@ class Mlflow:
         self._job = job
         self._lock = threading.Lock()
         self._url = ""
+        self._closed: set[str] = set()
         self._session = requests.Session()
         self._session.trust_env = False
 
@@ -53,11 +54,13 @@ class Mlflow:
         """Answer one call of MLflow's REST API, as in `runs/get`."""
         if call not in _KNOWN:
             return 404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "The requested route does not exist."}'
+        server = self._server()
+        self._close_ended()
         params = mlflow_ids.translated(dict(query), self._run_to_local, self._experiment_to_local)
         sent = mlflow_ids.translated_text(body, self._run_to_local, self._experiment_to_local)
         answer = self._session.request(
             method,
-            f"{self._server()}/api/2.0/mlflow/{call}",
+            f"{server}/api/2.0/mlflow/{call}",
             params=params,
             data=sent,
             headers={"Content-Type": "application/json"},
@@ -67,11 +70,14 @@ class Mlflow:
             answer.content, self._run_to_azure, self._experiment_to_azure
         )
 
-    def close(self, name: str, status: str) -> None:
-        """Close the run of a job that has ended, as the service does."""
-        local = (read_json(self._runs, {}) or {}).get(name)
-        if local and status in _STATUS:
-            self._call("POST", "runs/update", {"run_id": local, "status": _STATUS[status]})
+    def _close_ended(self) -> None:
+        """Close the runs of jobs that have ended, which azureml-mlflow leaves to the service."""
+        for name, local in (read_json(self._runs, {}) or {}).items():
+            job = None if name in self._closed else self._job(name)
+            status = _STATUS.get(job["properties"]["status"]) if job else None
+            if status:
+                self._send("POST", "runs/update", {"run_id": local, "status": status})
+                self._closed.add(name)
 
     def _server(self) -> str:
         with self._lock:

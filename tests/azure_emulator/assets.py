@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tests.azure_emulator.asset_spec import SPECS, AssetSpec
@@ -125,7 +124,9 @@ class Assets:
             )
         pattern = _CODE_VERSION if self._kind == "codes" else _VERSION
         if not pattern.fullmatch(version):
-            raise validation_error(f"The version '{version}' is invalid: letters, digits, '-', '_' and '.', at most 30.")
+            raise validation_error(
+                f"The version '{version}' is invalid: letters, digits, '-', '_' and '.', at most 30."
+            )
 
     def _require_unchanged(self, before: dict[str, Any], wanted: dict[str, Any], name: str, version: str) -> None:
         for field in self._spec.immutable:
@@ -205,8 +206,8 @@ def _hash(resource: dict[str, Any]) -> str:
 def _listed(found: list[dict[str, Any]], query: dict[str, str]) -> list[dict[str, Any]]:
     """Those that the view and the tags ask for."""
     view = query.get("listViewType", "ActiveOnly").lower()
-    keep: Callable[[bool], bool] = {"archivedonly": bool, "all": lambda _: True}.get(view, lambda archived: not archived)
-    found = [one for one in found if keep(bool(one["properties"].get("isArchived")))]
+    if view != "all":
+        found = [one for one in found if bool(one["properties"].get("isArchived")) == (view == "archivedonly")]
     for wanted in filter(None, query.get("tags", "").split(",")):
         key, equals, value = wanted.partition("=")
         found = [

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.azure_emulator.names import CLOUD, PORTAL, STORAGE_ENDPOINT, SUFFIX
+from tests.azure_emulator.names import PORTAL, STORAGE_ENDPOINT, SUFFIX
 
 PATH = "/metadata/endpoints"
 
 
-def cloud_metadata(url: str, storage_port: int) -> list[dict[str, Any]]:
+def cloud_metadata(name: str, url: str, storage_port: int) -> list[dict[str, Any]]:
     """The document of Resource Manager's version 2022-09-01, as far as clients read it.
 
     Args:
+        name: the cloud's.
         url: the emulator's address.
         storage_port: blobs are at `<account>.blob.<storage>`, and the port is part of that here.
     """
     return [
         {
-            "name": CLOUD,
+            "name": name,
             "portal": PORTAL,
             "resourceManager": f"{url}/",
             "authentication": {

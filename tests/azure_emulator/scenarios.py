@@ -1,6 +1,6 @@
 """Scripted faults: what the emulator does instead of its usual, set by tests and by people who rehearse.
 
-    POST   /_emulator/scenarios  {"match": {"method": "PUT", "path": "/jobs/", "nth": 1, "times": 1}, "do": "status", ...}
+    POST   /_emulator/scenarios  {"match": {"method": "PUT", "path": "/jobs/", "nth": 1}, "do": "status", ...}
     GET    /_emulator/scenarios  those that have not come to their end
     DELETE /_emulator/scenarios  none of them
 
@@ -8,7 +8,7 @@
 from 1) and `times` (how many it is done to; 0 is all). The header `x-emulator-scenario` with such an object does it
 to one request. `do` is one of:
 
-    status   answer without doing anything: `status` (409, 429, 500, 503, 403, ...), `code`, `message`, `headers`, `body`
+    status   answer without doing anything: `status` (409, 429, 500, ...), `code`, `message`, `headers`, `body`
     lost     do what was asked, and close the connection without an answer
     drop     close the connection, and do nothing
     slow     wait `seconds` first

@@ -24,7 +24,7 @@ from tests.azure_emulator.azurite import Account, Azurite, open_client
 from tests.azure_emulator.certificates import ensure_certificates
 from tests.azure_emulator.exchanges import Exchanges
 from tests.azure_emulator.identity import Identity
-from tests.azure_emulator.names import CERTIFICATE_NAMES, CLOUD, SUFFIX, TENANT
+from tests.azure_emulator.names import CERTIFICATE_NAMES, SUFFIX, TENANT, cloud_name
 from tests.azure_emulator.operations import Operations
 from tests.azure_emulator.scenarios import Scenarios, refusal
 from tests.azure_emulator.store import Store
@@ -68,6 +68,7 @@ class Emulator:
         self.azurite = Azurite(self.state / "azurite", self.account, self.certificates)
         self._server = _Server(settings["port"], self)
         self.url = f"https://127.0.0.1:{settings['port']}"
+        self.cloud = cloud_name(settings["port"])
         self.store = Store(self.state / "resources")
         self.operations = Operations(self.store, SCOPE, self.url)
         self.scenarios = Scenarios(self.state / "scenarios.json")
@@ -82,7 +83,8 @@ class Emulator:
         self.azurite.start()
         _write_private(self.connection_file, json.dumps(self.account.to_json()))
         self.env = self._environment()
-        self.register("GET", metadata.PATH, lambda _: Answer(200, metadata.cloud_metadata(self.url, self.account.port)))
+        document = metadata.cloud_metadata(self.cloud, self.url, self.account.port)
+        self.register("GET", metadata.PATH, lambda _: Answer(200, document))
         self.register("GET", "/identity/token", self.identity.give)
         for family in ("mfeOperationsStatus", "computeOperationsStatus"):
             self.register("GET", f"L/{family}/{{id}}", self.operations.read_status)
@@ -260,7 +262,7 @@ class Emulator:
         path = os.pathsep.join(filter(None, [str(_LOOPBACK), os.environ.get("PYTHONPATH", "")]))
         return {
             "ARM_CLOUD_METADATA_URL": f"{self.url}{metadata.PATH}?api-version=2022-09-01",
-            "AZUREML_CURRENT_CLOUD": CLOUD,
+            "AZUREML_CURRENT_CLOUD": self.cloud,
             "AZURE_TOKEN_CREDENTIALS": "ManagedIdentityCredential",
             "IDENTITY_ENDPOINT": f"{self.url}/identity/token",
             "IDENTITY_HEADER": self.identity.header_secret,
@@ -288,7 +290,7 @@ class _Server(ThreadingHTTPServer):
         try:
             super().__init__(("127.0.0.1", port), _Connection)
         except OSError as error:
-            raise SystemExit(f"error: port {port} of this state is taken: {error}. Is this emulator running?") from error
+            raise SystemExit(f"error: port {port} of this state is taken ({error}). Is it running already?") from error
         files = emulator.certificates
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(files.certificate, files.key)
@@ -395,5 +397,3 @@ def _write_private(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch(mode=0o600)
     file.write_text(text, encoding="utf-8")
-
-

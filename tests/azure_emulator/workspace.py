@@ -187,9 +187,7 @@ class Workspace:
         ]
         for family in families:
             name = family_name(family)
-            usages.append(
-                _usage(f"{base}/usages/{name.replace(' ', '_')}", "vmFamily", name, cores.get(family, 0))
-            )
+            usages.append(_usage(f"{base}/usages/{name.replace(' ', '_')}", "vmFamily", name, cores.get(family, 0)))
         return self._emulator.page(request, usages)
 
     def list_sizes(self, request: Request) -> Answer:
@@ -205,5 +203,3 @@ def _usage(resource_id: str, kind: str, name: str, used: int) -> dict[str, Any]:
         "name": {"localizedValue": name, "value": name},
         "unit": "Count",
     }
-
-

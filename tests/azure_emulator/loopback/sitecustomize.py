@@ -20,7 +20,8 @@ def _is_local(host):
     if host in (None, "", b"", "localhost", "localhost.localdomain", "ip6-localhost", socket.gethostname()):
         return True
     try:
-        return ipaddress.ip_address(host.partition("%")[0]) is not None
+        address = ipaddress.ip_address(host.partition("%")[0])
+        return address.is_loopback or address.is_unspecified
     except ValueError:
         return False
 

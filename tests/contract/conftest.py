@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
-import shutil
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,23 +90,18 @@ def azure_place(platform: Any) -> Place:
 @contextlib.contextmanager
 def emulator(folder: Path, source: Path) -> Iterator[dict[str, str]]:
     """Run the emulator, whose model servers are those of `source`; gives the variables that reach it."""
-    if not shutil.which("azurite-blob"):
-        pytest.skip("azurite-blob is not on PATH (npm install -g azurite)")
-    ready = folder / "ready.json"
-    command = [sys.executable, "-m", "tests.azure_emulator", "--state", str(folder / "state"), "--ready", str(ready)]
-    command += ["--log", str(folder / "exchanges.jsonl"), "--server-source", str(source)]
-    with (folder / "emulator.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    from tests.azure_emulator.azurite import NoAzuriteError, find_azurite
+    from tests.azure_emulator.process import EmulatorProcess
+
     try:
-        deadline = time.monotonic() + 60
-        while not ready.exists():
-            said = (folder / "emulator.log").read_text(errors="replace")
-            assert process.poll() is None and time.monotonic() < deadline, f"the emulator did not start: {said[-2000:]}"
-            time.sleep(0.1)
-        yield json.loads(ready.read_text())["env"]
+        find_azurite()
+    except NoAzuriteError as error:
+        pytest.skip(str(error))
+    process = EmulatorProcess(folder, "--server-source", str(source)).start()
+    try:
+        yield process.env
     finally:
-        process.terminate()
-        process.wait(30)
+        process.stop()
 
 
 @contextlib.contextmanager

@@ -195,9 +195,11 @@ class Workspace:
             from azure.ai.ml import _azure_environments as clouds  # reads the cloud already when it is imported
 
             name = clouds._get_default_cloud_name()
+            if name not in _VAULTS:  # a private cloud: as it is now, not as an earlier client found it
+                clouds._environments.pop(name, None)
             details = dict(clouds._get_cloud_details(name))
         # The SDK forgets a cloud it read from ARM_CLOUD_METADATA_URL and reads it again for every client.
-        clouds._environments.setdefault(name, details)
+        clouds._environments[name] = details
         return {
             **details,
             "name": name,

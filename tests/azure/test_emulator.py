@@ -141,6 +141,18 @@ def test_nothing_outside_this_machine_was_asked_for(sdk: dict[str, Any], shared_
     Path(shared_emulator.env["PHIFLOW_EMULATOR_REFUSED"]).unlink()
 
 
+def test_the_key_vault_gives_a_secret_to_whom_it_is_for(emulator: EmulatorProcess) -> None:
+    """By the name that Azure gives vaults, with a token for vaults; the log does not have it."""
+    emulator.set_secret("hub-token", "hf_emulated")
+    url = "https://phiflowemulated.vault.azure.net/secrets/hub-token?api-version=7.4"
+    script = f"import requests, sys; print(requests.get({url!r}, headers=dict(Authorization=sys.argv[1])).text)"
+    given = emulator.run(script, f"Bearer {emulator.token('https://vault.azure.net')}")
+    refused = emulator.run(script, f"Bearer {emulator.token()}")
+    assert '"value": "hf_emulated"' in given.stdout
+    assert "InvalidAuthenticationTokenAudience" in refused.stdout
+    assert "hf_emulated" not in emulator.log.read_text(encoding="utf-8")
+
+
 def _environment(**changes: Any) -> dict[str, Any]:
     return {"properties": {"image": "mcr.microsoft.com/x", **changes}}
 

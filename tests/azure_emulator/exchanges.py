@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.azure_emulator.web import Answer, Request, now
 
-_HIDDEN = ("authorization", "x-identity-header", "api-key", "cookie")
+_HIDDEN = ("authorization", "x-identity-header", "secret", "api-key", "cookie")
 _SECRET = re.compile(r'("(?:access_token|primaryKey|secondaryKey|accessToken|adminUserPassword)"\s*:\s*")[^"]+')
 _SIGNATURE = re.compile(r"(sig=)[^&\"\s\\]+")
 _LONGEST_BODY = 200_000
@@ -34,7 +34,7 @@ class Exchanges:
     def add(self, request: Request, answer: Answer, *, seconds: float, scenario: str = "") -> None:
         """Write one exchange down."""
         operation = f"{request.method} {request.route or '?'}"
-        line = {
+        line: dict[str, Any] = {
             "time": now(),
             "operation": operation,
             "method": request.method,
@@ -46,6 +46,8 @@ class Exchanges:
             "request": {"headers": _shown(request.headers), "body": _body(request.body)},
             "response": {"headers": _shown(answer.headers), "body": _body(answer.body)},
         }
+        if request.path.startswith("/secrets/"):  # a key vault's
+            line["request"]["body"] = line["response"]["body"] = "hidden"
         text = _SIGNATURE.sub(r"\1hidden", _SECRET.sub(r"\1hidden", json.dumps(line)))
         brief = {key: line[key] for key in ("time", "operation", "method", "path", "status", "scenario")}
         with self._lock:

@@ -16,7 +16,7 @@ from tests.azure_emulator.web import Answer, Request, ServiceError, arm_error
 
 _SECONDS = 86400
 _STORAGE = "https://storage.azure.com"
-_VAULT = "https://vault.azure.net"
+VAULT = "https://vault.azure.net"
 
 
 class Identity:
@@ -50,10 +50,12 @@ class Identity:
 
     def give(self, request: Request) -> Answer:
         """Answer the request for a token."""
-        if not secrets.compare_digest(request.headers.get("x-identity-header", ""), self.header_secret):
+        # App Service's header, and the one of a job's MSI_ENDPOINT.
+        given = request.headers.get("x-identity-header") or request.headers.get("secret", "")
+        if not secrets.compare_digest(given, self.header_secret):
             raise arm_error(401, "Unauthorized", "The header X-IDENTITY-HEADER is not that of this host.")
         resource = request.query.get("resource", "").rstrip("/")
-        if resource not in (self._url, ML_RESOURCE, _STORAGE, _VAULT):
+        if resource not in (self._url, ML_RESOURCE, _STORAGE, VAULT):
             raise arm_error(400, "invalid_resource", f"The resource principal named {resource} was not found.")
         body = {
             "access_token": self.token(resource),
@@ -64,8 +66,8 @@ class Identity:
         }
         return Answer(200, body)
 
-    def require(self, request: Request) -> None:
-        """Refuse a request to Resource Manager without a token for it; the workspace's own API takes either.
+    def require(self, request: Request, *audiences: str) -> None:
+        """Refuse a request without a token for Resource Manager or the workspace, or for one of the audiences given.
 
         Raises:
             ServiceError: 401.
@@ -74,7 +76,8 @@ class Identity:
         if scheme.lower() != "bearer" or not token:
             raise self._refused("AuthenticationFailed", "Authentication failed. The 'Authorization' header is missing.")
         try:
-            jwt.decode(token.strip(), self._key, algorithms=["HS256"], audience=[self._url, ML_RESOURCE])
+            taken = list(audiences or (self._url, ML_RESOURCE))
+            jwt.decode(token.strip(), self._key, algorithms=["HS256"], audience=taken)
         except jwt.ExpiredSignatureError as error:
             raise self._refused("ExpiredAuthenticationToken", "The access token expiry UTC time is earlier.") from error
         except jwt.InvalidAudienceError as error:

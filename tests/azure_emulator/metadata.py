@@ -30,7 +30,7 @@ def cloud_metadata(name: str, url: str, storage_port: int) -> list[dict[str, Any
             },
             "suffixes": {
                 "storage": f"{STORAGE_ENDPOINT}:{storage_port}",
-                "keyVaultDns": f"vault.{SUFFIX}",
+                "keyVaultDns": "vault.azure.net",
                 "acrLoginServer": f"acr.{SUFFIX}",
             },
         }

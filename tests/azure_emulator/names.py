@@ -7,7 +7,7 @@ STORAGE_ENDPOINT = f"core.{SUFFIX}"
 ACCOUNT = "phiflowemulated"
 # The account is the first label of the host, as it is in production.
 BLOB_HOST = f"{ACCOUNT}.blob.{STORAGE_ENDPOINT}"
-CERTIFICATE_NAMES = ["localhost", SUFFIX, f"*.{SUFFIX}", f"*.azure.{SUFFIX}", BLOB_HOST, f"*.vault.{SUFFIX}"]
+CERTIFICATE_NAMES = ["localhost", SUFFIX, f"*.{SUFFIX}", f"*.azure.{SUFFIX}", BLOB_HOST, "*.vault.azure.net"]
 # The SDK builds more addresses from the portal's.
 PORTAL = f"https://portal.azure.{SUFFIX}/"
 ML_RESOURCE = f"https://ml.azure.{SUFFIX}"

@@ -113,6 +113,12 @@ class EmulatorProcess:
         answer = self._send("GET", path, headers=headers)
         return str(answer.json()["access_token"])
 
+    def set_secret(self, name: str, value: str) -> None:
+        """Keep a secret in the workspace's key vault."""
+        headers = {"Authorization": f"Bearer {self.token('https://vault.azure.net')}"}
+        answer = self._send("PUT", f"/secrets/{name}?api-version=7.4", {"value": value}, headers)
+        assert answer.status_code == 200, answer.text
+
     def add_scenario(self, do: str, *, match: dict[str, Any] | None = None, **settings: Any) -> None:
         """Set a scenario; see `scenarios.py`."""
         answer = self._send("POST", "/_emulator/scenarios", {"match": match or {}, "do": do, **settings})

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from tests.azure_emulator import assets, computes, control, execution, metadata, workspace
+from tests.azure_emulator import assets, computes, control, execution, metadata, vault, workspace
 from tests.azure_emulator.arm import Handler, Router, Scope, answered
 from tests.azure_emulator.azurite import Account, Azurite, open_client
 from tests.azure_emulator.certificates import ensure_certificates
@@ -90,7 +90,7 @@ class Emulator:
             self.register("GET", f"L/{family}/{{id}}", self.operations.read_status)
         for family in ("mfeOperationResults", "computeOperationResults"):
             self.register("GET", f"L/{family}/{{id}}", self.operations.read_result)
-        for module in (control, workspace, computes, assets, execution):
+        for module in (control, workspace, vault, computes, assets, execution):
             module.install(self)
         for store in self.store.list(f"{self.workspace_id}/datastores"):
             if name := store["properties"].get("containerName"):

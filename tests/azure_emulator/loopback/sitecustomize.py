@@ -1,6 +1,9 @@
 """Put first on PYTHONPATH, this keeps a Python process on this machine: the emulator's host names are 127.0.0.1, and
 no other name than this machine's resolves. Refused names are written to PHIFLOW_EMULATOR_REFUSED, a file.
 
+Key vaults have no port in their addresses, and clients know them by the names of Azure's clouds: `*.vault.azure.net`
+is the emulator at PHIFLOW_EMULATOR_URL.
+
 Another `sitecustomize` on the path is run as well, as it would be without this one.
 """
 
@@ -11,6 +14,8 @@ import socket
 import sys
 
 _SUFFIX = ".azure-emulator.test"
+_VAULTS = ".vault.azure.net"
+_HTTPS = 443
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _resolve = socket.getaddrinfo
 _resolve_name = socket.gethostbyname
@@ -40,8 +45,10 @@ def _mapped(host):
     raise socket.gaierror(socket.EAI_NONAME, f"{name} is not of this machine, and the emulator allows no other")
 
 
-def _getaddrinfo(host, *args, **kwargs):
-    return _resolve(_mapped(host), *args, **kwargs)
+def _getaddrinfo(host, port, *args, **kwargs):
+    if isinstance(host, str) and host.endswith(_VAULTS) and port in (_HTTPS, str(_HTTPS)):
+        return _resolve("127.0.0.1", int(os.environ["PHIFLOW_EMULATOR_URL"].rpartition(":")[2]), *args, **kwargs)
+    return _resolve(_mapped(host), port, *args, **kwargs)
 
 
 def _gethostbyname(host):

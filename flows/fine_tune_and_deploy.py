@@ -57,7 +57,7 @@ def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]
     data = prepare_data(place, config.data, base, training, config.train.max_length)
     spec = training_spec(config, base, data, training, compute)
     job = submit_training(place, spec)
-    serving = ensure_environment(place, config.environment.serving)
+    serving = ensure_environment(place, config.serving_environment)
     promptflow = ensure_environment(place, config.environment.chat)
     result = await_training(place, job)
     endpoint = ensure_endpoint(place, config.endpoint_name)

@@ -24,7 +24,7 @@ def make_plan(config: PipelineConfig, origins: dict[str, str]) -> dict[str, Any]
     from tasks.training import training_spec
 
     platform = connect(config.platform)
-    names = (config.environment.training, config.environment.serving, config.environment.chat)
+    names = (config.environment.training, config.serving_environment, config.environment.chat)
     # Here a plan builds what preparing the data needs; elsewhere it only looks.
     environments = [platform.find_environment(name) for name in (names if config.is_remote else names[:1])]
     training = environments[0]

@@ -1,4 +1,4 @@
-"""Asks a chat endpoint that speaks the OpenAI API, and reads its answer piece by piece. Knows no Prompt flow."""
+"""Asks a chat endpoint, of either kind of server, and reads its answer piece by piece. Knows no Prompt flow."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import requests
+from contracts import CONTRACTS, Broken, Generation
 
 CONNECT_SECONDS = 5.0
 DEPLOYMENT_HEADER = "azureml-model-deployment"
@@ -25,6 +26,7 @@ class Endpoint:
 
     url: str
     key: str = field(repr=False)
+    server: str = "openai"
     model: str = ""
     system_prompt: str = ""
     max_tokens: int | None = None
@@ -43,8 +45,12 @@ class Endpoint:
             raise ChatError(
                 f"PHIFLOW_ENDPOINT_URL is {url!r}; set it to the endpoint's address, such as http://127.0.0.1:9001/v1."
             )
+        server = os.environ.get("PHIFLOW_ENDPOINT_SERVER") or "openai"
+        if server not in CONTRACTS:
+            raise ChatError(f"PHIFLOW_ENDPOINT_SERVER is {server!r}; set it to {' or '.join(CONTRACTS)}.")
         return cls(
             url=url,
+            server=server,
             key=os.environ.get("PHIFLOW_ENDPOINT_KEY", "").strip(),
             model=os.environ.get("PHIFLOW_MODEL_NAME", ""),
             system_prompt=os.environ.get("PHIFLOW_SYSTEM_PROMPT", ""),
@@ -60,9 +66,10 @@ class Reply(dict):
     A dict, so that a flow can refer to `deployment` and a trace can write the reply down.
     """
 
-    def __init__(self, response: requests.Response, url: str) -> None:
+    def __init__(self, response: requests.Response, url: str, server: str = "openai") -> None:
         super().__init__(deployment=response.headers.get(DEPLOYMENT_HEADER, ""))
         self._url = url
+        self._contract = CONTRACTS[server]
         self._response = response
         self._pieces = self._read()
         # Waiting for the first piece lets an endpoint that fails at once fail the flow with its reason:
@@ -83,21 +90,14 @@ class Reply(dict):
             self._response.close()
 
     def _read(self) -> Iterator[str]:
-        ended = False
         try:
-            # Lines are decoded here: without a charset in the header, requests would take them for Latin-1.
-            for line in self._response.iter_lines(chunk_size=None):
-                if line == b"data: [DONE]":
-                    ended = True
-                elif line.startswith(b"data: "):
-                    text, finished = _read_chunk(json.loads(line[6:]), self._url)
-                    ended = ended or finished
-                    if text:
-                        yield text
+            yield from self._contract.read(self._response)
+        except Broken as error:
+            if not str(error):
+                raise ChatError(f"The answer of {self._url} broke off. Ask again.") from error
+            raise ChatError(f"The endpoint {self._url} stopped in the middle of its answer: {error}.") from error
         except (requests.RequestException, ValueError) as error:
             raise ChatError(f"The answer of {self._url} broke off ({type(error).__name__}). Ask again.") from error
-        if not ended:
-            raise ChatError(f"The answer of {self._url} broke off. Ask again.")
 
 
 class BrokenOff(dict):
@@ -132,9 +132,9 @@ def ask(endpoint: Endpoint, question: str, turns: list[dict]) -> Reply:
     if not isinstance(question, str) or not question.strip():
         raise ChatError("The question is empty. Ask something.")
     while True:
-        response = _post(endpoint, build_messages(endpoint.system_prompt, turns, question))
+        server, response = _post_to_either(endpoint, build_messages(endpoint.system_prompt, turns, question))
         if response.status_code == 200:
-            return Reply(response, endpoint.url)
+            return Reply(response, endpoint.url, server)
         with response:
             message, code = _read_error(response)
         if code == "context_length_exceeded" and turns:
@@ -143,22 +143,39 @@ def ask(endpoint: Endpoint, question: str, turns: list[dict]) -> Reply:
         raise ChatError(_explain(response.status_code, message, endpoint.url))
 
 
-def _post(endpoint: Endpoint, messages: list[dict]) -> requests.Response:
-    body: dict = {"messages": messages, "stream": True}
-    for name in ("model", "max_tokens", "temperature"):
-        if getattr(endpoint, name) not in (None, ""):
-            body[name] = getattr(endpoint, name)
-    headers = {"Accept": "text/event-stream"}
+def _post_to_either(endpoint: Endpoint, messages: list[dict]) -> tuple[str, requests.Response]:
+    """Ask as the endpoint's kind of server is asked; when that address is not there, the other way.
+
+    While traffic moves from one kind of server to the other, either may get the question.
+    """
+    first = _post(endpoint, endpoint.server, messages)
+    deployment = first.headers.get(DEPLOYMENT_HEADER, "")
+    if first.status_code != 404 or not deployment:
+        return endpoint.server, first
+    (other,) = set(CONTRACTS) - {endpoint.server}
+    second = _post(endpoint, other, messages, deployment)
+    if second.status_code == 404:
+        second.close()
+        return endpoint.server, first
+    first.close()
+    return other, second
+
+
+def _post(endpoint: Endpoint, server: str, messages: list[dict], deployment: str = "") -> requests.Response:
+    contract = CONTRACTS[server]
+    generation = Generation(model=endpoint.model, max_tokens=endpoint.max_tokens, temperature=endpoint.temperature)
+    headers = {"Accept": contract.accept}
     if endpoint.key:
         headers["Authorization"] = f"Bearer {endpoint.key}"
+    if deployment:
+        headers[DEPLOYMENT_HEADER] = deployment
     session = requests.Session()
     # A proxy of the environment, or a .netrc, must not come between this app and its own machine.
     session.trust_env = not _is_loopback(endpoint.url)
     timeout = (CONNECT_SECONDS, endpoint.timeout_seconds)
+    body = contract.request(messages, generation)
     try:
-        return session.post(
-            f"{endpoint.url}/chat/completions", json=body, headers=headers, timeout=timeout, stream=True
-        )
+        return session.post(contract.address(endpoint.url), json=body, headers=headers, timeout=timeout, stream=True)
     except requests.Timeout as error:
         raise ChatError(
             f"The endpoint {endpoint.url} did not answer within {endpoint.timeout_seconds:g} seconds. "
@@ -190,16 +207,6 @@ def _read_error(response: requests.Response) -> tuple[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError):
         message, code = text, ""
     return " ".join(message.split()).rstrip(".")[:300] or "no reason given", code
-
-
-def _read_chunk(chunk: dict, url: str) -> tuple[str, bool]:
-    """Return a chunk's text, and whether it is the last one."""
-    if "error" in chunk:
-        error = chunk["error"]
-        message = error.get("message") if isinstance(error, dict) else error
-        raise ChatError(f"The endpoint {url} stopped in the middle of its answer: {message}.")
-    choice = (chunk.get("choices") or [{}])[0]
-    return (choice.get("delta") or {}).get("content") or "", bool(choice.get("finish_reason"))
 
 
 def _is_loopback(url: str) -> bool:

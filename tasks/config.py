@@ -281,3 +281,8 @@ class PipelineConfig(Section):
     @property
     def model_name(self) -> str:
         return self.model.name or self.name
+
+    @property
+    def serving_environment(self) -> str:
+        """The environment that serves: without our code, a model is served where it was packaged."""
+        return self.environment.training if self.serving.server == "mlflow" else self.environment.serving

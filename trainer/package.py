@@ -61,3 +61,27 @@ def _save_mlflow(model: Any, tokenizer: Any, target: Path) -> None:
             task=TASK,
             pip_requirements=[f"{name}=={version}" for name, version in installed_versions().items()],
         )
+    _fit_signature(target)
+
+
+def _fit_signature(target: Path) -> None:
+    """Give the model the signature with which Azure Machine Learning serves it without code.
+
+    The service's scoring script makes a sample of each input and output and ends at MLflow's own chat signature: a
+    list as the first input, any list among the outputs. It drops parameters that the signature does not name; with
+    these a request is answered greedily unless it says otherwise, where transformers would sample.
+    """
+    from mlflow.models import Model
+    from mlflow.models.signature import ModelSignature
+    from mlflow.types.schema import DataType, ParamSchema, ParamSpec, Schema
+
+    model = Model.load(str(target))
+    inputs = sorted(model.signature.inputs.inputs, key=lambda column: not isinstance(column.type, DataType))
+    params = [
+        ParamSpec("max_new_tokens", DataType.long, 512),
+        ParamSpec("do_sample", DataType.boolean, False),
+        ParamSpec("temperature", DataType.double, 1.0),
+        ParamSpec("top_p", DataType.double, 1.0),
+    ]
+    model.signature = ModelSignature(inputs=Schema(inputs), outputs=None, params=ParamSchema(params))
+    model.save(str(target / "MLmodel"))

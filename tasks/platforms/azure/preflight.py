@@ -28,7 +28,7 @@ def require_runnable(config: PipelineConfig, workspace: Workspace) -> None:
     cluster_name(config.compute)
     _require_source(config.data)
     _require_base_model(config.model)
-    for name in (config.environment.training, config.environment.serving):
+    for name in (config.environment.training, config.serving_environment):
         _require_environment(name)
     local.require_environment(config.environment.chat)
     home = Home.open(config.platform.home)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.platforms import contracts
 from tasks.platforms.errors import (
     ConflictError,
     NotFoundError,
@@ -108,13 +109,12 @@ class Endpoints:
         program = _program(endpoint, name)
         exists = name in (read_json(self._path(endpoint), None) or {"deployments": {}})["deployments"]
         port = self._services.port(program, _FIRST_SERVER_PORT)
+        python = str(Path(environment.location) / "bin" / "python")
         command = [
-            *(str(Path(environment.location) / "bin" / "python"), "-m", "server"),
-            *("--model-dir", str(Path(model.location) / "model"), "--model-name", model.name),
-            *("--host", HOST, "--port", str(port), "--device", "cpu"),
+            *_server(python, model, serving, self._home.folder("services", program)),
+            *("--host", HOST, "--port", str(port)),
             *("--max-concurrent-requests", str(serving.max_concurrent_requests)),
             *("--request-timeout-seconds", str(serving.request_timeout_seconds)),
-            *("--state-dir", str(self._home.folder("services", program))),
         ]
         # One thread a server: a second model loading must not slow the one that answers.
         threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(server)}
@@ -123,6 +123,7 @@ class Endpoints:
             with self._changing(endpoint) as state:
                 state["deployments"][name] = {
                     "url": f"http://{HOST}:{port}",
+                    "server": serving.server,
                     "model_name": model.name,
                     "model_version": model.version,
                     "created": time.time(),
@@ -221,32 +222,49 @@ class Endpoints:
         """One greedy chat completion through the gateway."""
         import requests
 
-        self._state(endpoint)
         headers = {"Authorization": f"Bearer {self._home.endpoint_key(endpoint)}"}
         if deployment:
             headers["azureml-model-deployment"] = deployment
-        url = f"{self._services.gateway()}/{endpoint}/v1/chat/completions"
-        body: dict[str, Any] = {"messages": messages, "max_tokens": max_tokens, "temperature": 0}
+        contract = contracts.of(self._server(endpoint, deployment))
         started = time.monotonic()
-        try:
-            response = requests.post(url, json=body, headers=headers, timeout=timeout_seconds)
-        except requests.RequestException as error:
-            raise TransientPlatformError(
-                f"Endpoint {endpoint} did not answer: {type(error).__name__}.",
-                fix="phiflow status shows what runs.",
-            ) from error
-        if response.status_code in (401, 403):
-            raise PermissionDeniedError(f"Endpoint {endpoint} refused the key.")
+        while True:
+            url = f"{self._services.gateway()}/{endpoint}{contract.path}"
+            body = contract.request(messages, max_tokens)
+            try:
+                response = requests.post(url, json=body, headers=headers, timeout=timeout_seconds)
+            except requests.RequestException as error:
+                raise TransientPlatformError(
+                    f"Endpoint {endpoint} did not answer: {type(error).__name__}.",
+                    fix="phiflow status shows what runs.",
+                ) from error
+            if response.status_code in (401, 403):
+                raise PermissionDeniedError(f"Endpoint {endpoint} refused the key.")
+            chosen = response.headers.get("azureml-model-deployment", "")
+            other = contracts.of(self._server(endpoint, chosen)) if chosen else contract
+            if response.status_code != 404 or other == contract:
+                break
+            # While traffic moves from one kind of server to the other, the gateway may choose either.
+            contract = other
+            headers["azureml-model-deployment"] = chosen
         if not response.ok:
             raise TransientPlatformError(
                 f"Endpoint {endpoint} answered {response.status_code}: {_error_text(response.text)}"
             )
         return Answer(
-            text=response.json()["choices"][0]["message"]["content"] or "",
+            text=contract.text(response.json()),
             deployment=response.headers.get("azureml-model-deployment", ""),
             model_version=response.headers.get("x-phiflow-model-version", ""),
             seconds=time.monotonic() - started,
         )
+
+    def server(self, endpoint: str) -> str:
+        """What kind of server answers most of the endpoint's traffic: `openai` or `mlflow`."""
+        return self._server(endpoint, "")
+
+    def _server(self, endpoint: str, deployment: str) -> str:
+        state = self._state(endpoint)
+        name = deployment or max(state["traffic"], key=state["traffic"].__getitem__, default="")
+        return str(state["deployments"].get(name, {}).get("server", "openai"))
 
     def metrics(self, endpoint: str, window_seconds: int) -> tuple[DeploymentMetrics, ...]:
         """The gateway's own counters."""
@@ -289,6 +307,15 @@ class Endpoints:
             state = read_json(self._path(name), empty) if create else self._state(name)
             yield state
             write_json(self._path(name), state)
+
+
+def _server(python: str, model: ModelVersion, serving: ServingConfig, state: Path) -> list[str]:
+    """The program that serves: our front, or the model as MLflow packaged it."""
+    if serving.server == "mlflow":
+        return [python, "-m", "server.score", "--model-dir", model.location]
+    folder = str(Path(model.location) / "model")
+    options = ["--model-dir", folder, "--model-name", model.name, "--device", "cpu", "--state-dir", str(state)]
+    return [python, "-m", "server", *options]
 
 
 def _program(endpoint: str, deployment: str) -> str:

@@ -183,7 +183,8 @@ class LocalPlatform:
         return ConnectionRef(name="phiflow_endpoint", endpoint=endpoint.name, url=endpoint.url, origin=origin)
 
     def ensure_chat(self, connection: ConnectionRef, chat: ChatConfig, environment: EnvironmentRef) -> ChatService:
-        return self.chat.ensure(connection, chat, environment)
+        variables = {"PHIFLOW_ENDPOINT_SERVER": self._endpoints.server(connection.endpoint)}
+        return self.chat.ensure(connection, chat, environment, variables=variables)
 
     def read_chat(self, endpoint: str) -> ChatService | None:
         return self.chat.read(endpoint)

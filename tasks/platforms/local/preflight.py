@@ -28,7 +28,7 @@ def require_runnable(config: PipelineConfig) -> None:
     """
     require_source(config.data)
     require_base_model(config.model)
-    for name in (config.environment.training, config.environment.serving, config.environment.chat):
+    for name in (config.environment.training, config.serving_environment, config.environment.chat):
         require_environment(name)
     home = Home.open(config.platform.home)  # only now: a mistake leaves nothing behind
     home.require_space(LEAST_FREE_BYTES)

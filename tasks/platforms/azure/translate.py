@@ -5,7 +5,6 @@ Messages pass through `clean`, because the service's own and those of HTTP libra
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from azure.core.exceptions import (
 )
 
 from tasks.platforms.azure.failures import signature_of
+from tasks.platforms.azure.secrets import clean, clean_lines, holds_secret
 from tasks.platforms.errors import (
     ConfigError,
     ConflictError,
@@ -34,21 +34,11 @@ from tasks.platforms.errors import (
     TransientPlatformError,
 )
 
-_LONGEST_MESSAGE = 600
 _MAX_CAUSES = 8
 _AGAIN = "Run the same command again in a moment."
 _LOGIN = "Sign in with `az login`, or set platform.credential (device-code needs no browser on this machine)."
 _ROLE = "Ask an owner of the resource group for the role that allows it, and wait some minutes until it holds."
 _CERTIFICATE = "If a proxy opens the connection, set REQUESTS_CA_BUNDLE to a file with your company's CA."
-_SECRETS = (
-    # The query of a URL, since a signature is there; then what is quoted without its URL.
-    (re.compile(r"(https?://[^\s\"'<>?]+)\?[^\s\"'<>)]*", re.IGNORECASE), r"\1"),
-    (re.compile(r"(with url: [^\s?]+)\?[^\s)]*", re.IGNORECASE), r"\1"),
-    (re.compile(r"\b(sig|sv|se|skoid|AccountKey|SharedAccessSignature)=[^\s&;\"']+", re.IGNORECASE), r"\1=..."),
-    (re.compile(r"\bBearer\s+[\w.~+/=-]+", re.IGNORECASE), "Bearer ..."),
-    (re.compile(r"\beyJ[\w-]{10,}\.[\w.-]+"), "..."),
-    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), "..."),
-)
 
 
 @contextmanager
@@ -118,14 +108,6 @@ def error_of_answer(status: int, code: str, message: str, what: str) -> PhiflowE
         return ConflictError(f"{what} is held or was changed by somebody else: {told}")
     kind = EnvironmentBuildError if failure == Failure.IMAGE_BUILD else PhiflowError
     return kind(f"{what} was refused: {told}", fix=signature.fix if signature else "", failure=failure)
-
-
-def clean(text: str) -> str:
-    """A text without keys, tokens, and the queries of URLs; on one line, and not endless."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    text = " ".join(text.split())
-    return text if len(text) <= _LONGEST_MESSAGE else f"{text[: _LONGEST_MESSAGE - 3]}..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,19 +181,13 @@ def _first_line(text: str) -> str:
     return next((line.strip() for line in clean_lines(text) if line.strip()), "")
 
 
-def clean_lines(text: str) -> list[str]:
-    """The lines of a log or a message, each cleaned."""
-    return [clean(line) for line in text.splitlines()]
-
-
 def _is_clean(error: BaseException) -> bool:
     """Whether neither the error nor what it was raised from quotes a secret."""
     current: BaseException | None = error
     for _ in range(_MAX_CAUSES):
         if current is None:
             return True
-        text = " ".join(str(current).split())
-        if any(pattern.sub(replacement, text) != text for pattern, replacement in _SECRETS[2:]):
+        if holds_secret(str(current)):
             return False
         current = current.__cause__ or current.__context__
     return True

@@ -19,7 +19,7 @@ _DAYS = 90
 
 @dataclass(frozen=True)
 class Certificates:
-    """Files in PEM: who the servers are, and whom clients trust (certifi's authorities and ours)."""
+    """Files in PEM: who the servers are, and whom clients trust (ours, certifi's, and whom they trusted before)."""
 
     certificate: Path
     key: Path
@@ -67,7 +67,11 @@ def _make(files: Certificates, names: list[str]) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
     files.certificate.write_bytes(leaf.public_bytes(pem))
-    files.authorities.write_bytes(Path(certifi.where()).read_bytes() + b"\n" + root.public_bytes(pem))
+    # What a company's proxy shows must go on being trusted by whoever installs packages.
+    before = [os.environ.get(name, "") for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")]
+    trusted = {Path(file) for file in (certifi.where(), *before) if file and Path(file).is_file()} - {files.authorities}
+    texts = [file.read_bytes() for file in sorted(trusted)]
+    files.authorities.write_bytes(b"\n".join([*texts, root.public_bytes(pem)]))
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import contextlib
 import functools
 import json
 import os
+import random
 import secrets
 import socket
 import ssl
@@ -39,6 +42,7 @@ SCOPE = Scope("00000000-0000-0000-0000-000000000001", "phiflow-emulator", "phifl
 _LOOPBACK = Path(__file__).parent / "loopback"
 _ROOT = Path(__file__).resolve().parents[2]
 _PAGE = 100
+_PORTS = (20_000, 32_000)
 
 
 class Emulator:
@@ -239,8 +243,6 @@ class Emulator:
         if not file.exists():
             port = self.options.port or _free_port()
             key = secrets.token_bytes(64)
-            import base64
-
             chosen = {
                 "port": port,
                 "storage_port": _free_port(),
@@ -388,9 +390,12 @@ class _Connection(BaseHTTPRequestHandler):
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One below those that systems give to outgoing connections, which could take it while the emulator is down."""
+    while True:
+        port = random.randint(*_PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _write_private(file: Path, text: str) -> None:

@@ -1,10 +1,12 @@
-"""Environments and clusters against the emulator, through the real SDK, and what is sent for them."""
+"""Environments, clusters and the hub's token against the emulator, through the real SDK, and what is sent for them."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,8 +52,8 @@ def test_environment_and_cluster_are_made_once(
     assert (platform.ensure_environment("serving-cpu"), platform.ensure_compute(COMPUTE)) == (environment, compute)
     assert platform.ensure_compute(COMPUTE).origin.reused
     sent = [one for one in in_azure.exchanges()["exchanges"] if "/workspaces/" in one["path"]]
-    # The environment, the workspace for its location, the cluster twice.
-    assert [one["method"] for one in sent if "OperationsStatus" not in one["path"]] == ["GET"] * 4
+    assert {one["method"] for one in sent} == {"GET"}
+    assert len([one for one in sent if "/environments/" in one["path"]]) == 1
 
 
 def test_other_cluster_under_the_name_is_refused(connected: Callable[..., Platform]) -> None:
@@ -66,3 +68,23 @@ def test_wrong_workspace_is_one_line(connected: Callable[..., Platform]) -> None
     with pytest.raises(NotFoundError, match=r"^Workspace no-such-workspace in resource group") as caught:
         connected(workspace="no-such-workspace").ensure_compute(COMPUTE)
     assert "\n" not in str(caught.value)
+
+
+def test_hub_token_comes_from_the_key_vault(
+    in_azure: EmulatorProcess,
+    connected: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The token is read with this caller's own sign-in, is there while the hub is asked, and is logged nowhere."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    in_azure.set_secret("hub", "hf_canary")
+    preparation = connected(hub_token_secret="hub")._preparation
+    with preparation._hub_token():
+        assert os.environ["HF_TOKEN"] == "hf_canary"
+    assert "HF_TOKEN" not in os.environ
+    assert "hf_canary" not in caplog.text
+    with connected(hub_token_secret="none-such")._preparation._hub_token():
+        assert "HF_TOKEN" not in os.environ
+    assert "Looking at the hub without a token: Secret none-such" in caplog.text

@@ -173,7 +173,6 @@ class Jobs:
                 "inputs": {key: _input(given) for key, given in (properties.get("inputs") or {}).items()},
                 "outputs": self._specs.outputs(name, properties),
                 "distribution": properties.get("distribution"),
-                "autologgerSettings": None,
                 "limits": _limits(properties.get("limits")),
                 "environmentVariables": dict(properties.get("environmentVariables") or {}),
                 "parameters": {},

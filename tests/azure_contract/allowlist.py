@@ -1,0 +1,133 @@
+"""What is no finding: where the live service and Microsoft's descriptions disagree, and what no description covers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tests.azure_contract.exchange import Exchange
+from tests.azure_contract.reading import Problem
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Problems that are known; all expressions are searched for.
+
+    Attributes:
+        why: what is known, and how.
+    """
+
+    operation: str
+    place: str
+    rule: str
+    why: str
+
+    def covers(self, exchange: Exchange, problem: Problem) -> bool:
+        """Whether this is one of them."""
+        return bool(
+            re.search(self.rule, problem.rule)
+            and re.search(self.place, problem.place)
+            and re.search(self.operation, exchange.operation)
+        )
+
+
+ALLOWED = (
+    Allowed(
+        r"workspaces/\*/datastores",
+        r"^response.*\.credentials\(\w+\)\.secrets$",
+        "required",
+        "The Swagger requires the secrets that it also says are never returned; every recorded answer lacks them.",
+    ),
+    Allowed(
+        r"GET workspaces(/\*)?$",
+        r"\.(etag|kind|isPrivateLinkEnabled|linkedModelInventoryArmId|sdkTelemetryAppInsightsKey|sasGetterUri"
+        r"|softDeleteEnabled|creationTime|enableDataIsolation)$",
+        "unknown",
+        "Recorded in answers of the live service, in versions whose Swagger does not know them.",
+    ),
+    Allowed(
+        r"workspaces/\*/computes/\*$",
+        r"^response\.properties\(ComputeInstance\)\.properties"
+        r"\.(autologgerSettings|updateStatus|customServices|osImageMetadata)$",
+        "unknown",
+        "Recorded of compute instances, which phiflow does not use.",
+    ),
+    Allowed(
+        r"GET deployments/\*/operations$",
+        r"\.trackingId$",
+        "unknown",
+        "Recorded in every operation of a template's deployment.",
+    ),
+    Allowed(
+        r"locations/\*/workspaceOperationsStatus/\*$",
+        r"^response\.(status|value)$",
+        "required|unknown",
+        "The status of a diagnosis ends in being its result: {value: ...} without a status.",
+    ),
+    Allowed(
+        r"PUT deployments/\*$",
+        r"^request\.properties\.mode$",
+        "enum",
+        "Resource Manager takes 'incremental' in any case; recorded in the SDK's requests.",
+    ),
+    Allowed(
+        r"PATCH workspaces/\*$",
+        r"^request\.identity\.type$",
+        "enum",
+        "Resource Manager takes kinds of identity in any case; recorded in the SDK's requests.",
+    ),
+    Allowed(
+        r"GET workspaces(/\*)?$",
+        r"\.identity\.(principalId|tenantId)$",
+        "format",
+        "The recordings' sanitiser wrote an identifier of seven digits where eight belong.",
+    ),
+    Allowed(
+        r"workspaces/\*/codes/\*/versions",
+        r"\.properties\.properties\.\*$",
+        "type",
+        "The SDK sends hash_version as a number among properties that the Swagger says are text.",
+    ),
+    Allowed(
+        r"workspaces/\*/environments/\*/versions",
+        r"\.inferenceConfig\.\w+Route\.path$",
+        "pattern",
+        "The Swagger has one pattern, a letter or digit somewhere, for all text that may not be blank; the path '/' has "
+        "none, and Microsoft's own images for inference are probed there.",
+    ),
+    Allowed(
+        r"^GET ",
+        r"^response\.nextLink$",
+        "extra",
+        "No recorded list was long enough for a second page.",
+    ),
+    Allowed(
+        r"locations/\*/\w+OperationsStatus/\*$",
+        r"^response\.error$",
+        "extra",
+        "No recorded operation on jobs, endpoints or clusters failed; the common types describe what one says then.",
+    ),
+)
+
+# Paths, and why nothing here can judge what passes there. Whatever matches none and has no description is a finding.
+UNJUDGED = (
+    (r"^/_emulator/", "the emulator's own controls, which the service does not have"),
+    (
+        r"^/(metadata|identity|[^/]+/oauth2|common/discovery)",
+        "sign-in and the cloud's addresses: no Swagger is published",
+    ),
+    (r"^/discovery", "the workspace's addresses: not in the published Swagger of Machine Learning"),
+    (r"/mlflow/", "MLflow's REST interface: MLflow's own client is the judge of it"),
+    (r"^/secrets/", "Key Vault's data plane: its Swagger is not among the descriptions here"),
+    (r"^/history/", "run history: not in the published Swagger of Machine Learning; the SDK's own client reads it"),
+    (r"^/endpoints/", "scoring: the model server's interface, which the deployment decides"),
+    (r"providers/Microsoft\.Insights/", "Azure Monitor: its Swagger is not among the descriptions here"),
+    (
+        r"providers/Microsoft\.(Storage|KeyVault|ContainerRegistry|OperationalInsights)/",
+        "what a workspace is made of: its Swagger is not among the descriptions here",
+    ),
+    (
+        r"/mfeOperationResults/",
+        "the result of an operation: a body of whatever type the operation is of, not described",
+    ),
+)

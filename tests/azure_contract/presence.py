@@ -1,0 +1,108 @@
+"""Which keys the live service sent, by its recordings, always and ever: what another answer has too few or too many."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.azure_contract.exchange import Exchange
+from tests.azure_contract.reading import Problem, Shape
+
+_NUMBER = re.compile(r"\[\d+\]")
+_TAG = re.compile(r"\(\w+\)")
+
+# By resource type: the paths of what clients put, as they would be in the response.
+Asked = dict[str, set[str]]
+
+
+@dataclass
+class _Seen:
+    """What one place of one answer had, over all recordings of it."""
+
+    samples: int = 0
+    valued: dict[str, int] = field(default_factory=dict)
+
+
+class Presence:
+    """Learns from exchanges with the live service, then judges others."""
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[str, int, str], _Seen] = {}
+        # By resource type: a GET and a PUT, and a list's item, show the same resource.
+        self._ever: dict[tuple[str, str], set[str]] = {}
+        self._declared: dict[tuple[str, str], set[str]] = {}
+        self._asked: Asked = {}
+
+    def learn(self, exchange: Exchange, shapes: Iterable[Shape]) -> None:
+        """Take in what the live service answered."""
+        note_asked(exchange, self._asked)
+        for shape in shapes:
+            if shape.declared is None:
+                continue
+            seen = self._answers.setdefault((exchange.operation, exchange.status, _plain(shape.place)), _Seen())
+            seen.samples += 1
+            for key in shape.keys - shape.nulls:
+                seen.valued[key] = seen.valued.get(key, 0) + 1
+            place = self._place(exchange, shape)
+            self._ever.setdefault(place, set()).update(shape.keys)
+            self._declared.setdefault(place, set()).update(shape.declared)
+
+    def always(self, operation: str, status: int, place: str) -> set[str]:
+        """The keys that had a value in every recording of an answer; empty where there is none."""
+        seen = self._answers.get((operation, status, place))
+        return {key for key, count in seen.valued.items() if count == seen.samples} if seen else set()
+
+    def judge(self, exchange: Exchange, shapes: Iterable[Shape], set_by_clients: Asked) -> list[Problem]:
+        """Note keys that the service always sends and this answer lacks, and those that it never sent.
+
+        A key without a value may be null or absent. A key that the recorded clients set is expected where this one set
+        it. A key that the recorded versions did not know may be there; one that the version at hand does not know is
+        not missed.
+
+        Args:
+            set_by_clients: what the clients of this session set, which the service then may answer with.
+        """
+        sent = set(_leaves(exchange.request, "response"))
+        ours = set_by_clients.get(exchange.resource, set())
+        asked = self._asked.get(exchange.resource, set())
+        found: list[Problem] = []
+        for shape in shapes:
+            if shape.declared is None:
+                continue
+            place = _plain(shape.place)
+            for key in sorted((self.always(exchange.operation, exchange.status, place) & shape.declared) - shape.keys):
+                path = f"{_TAG.sub('', place)}.{key}"
+                if path not in asked or path in sent:
+                    found.append(Problem(f"{place}.{key}", "missing", "is missing, which the service always sends"))
+            where = self._place(exchange, shape)
+            if where in self._ever:
+                known_then = self._declared[where] - self._ever[where]
+                for key in sorted((shape.keys - shape.nulls) & known_then):
+                    if f"{_TAG.sub('', where[1])}.{key}" in ours:
+                        continue
+                    found.append(Problem(f"{place}.{key}", "extra", "is there, which the service never sent"))
+        return found
+
+    def _place(self, exchange: Exchange, shape: Shape) -> tuple[str, str]:
+        return exchange.resource, _plain(shape.place).replace("response.value[]", "response", 1)
+
+
+def note_asked(exchange: Exchange, asked: Asked) -> None:
+    """Add what an exchange's client wanted the resource to have."""
+    if exchange.method in ("PUT", "PATCH"):
+        asked.setdefault(exchange.resource, set()).update(_leaves(exchange.request, "response"))
+
+
+def _plain(place: str) -> str:
+    return _NUMBER.sub("[]", place)
+
+
+def _leaves(value: Any, place: str) -> Iterable[str]:
+    """The paths of everything in a value."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if item is not None:
+                yield f"{place}.{key}"
+                yield from _leaves(item, f"{place}.{key}")

@@ -202,7 +202,7 @@ class Emulator:
             traceback.print_exc()
             message = f"{type(error).__name__}: {error}"
             answer = ServiceError(500, "InternalServerError", message).answer(SCOPE.location)
-        answer.headers.setdefault("x-ms-request-id", str(uuid.uuid4()))
+        answer.headers = {"x-ms-request-id": str(uuid.uuid4()), **answer.headers}
         if not request.path.startswith("/_emulator/"):
             spent = time.monotonic() - started
             self.exchanges.add(request, answer, seconds=spent, scenario=str(scenario.get("do", "")))
@@ -346,10 +346,12 @@ class _Connection(BaseHTTPRequestHandler):
         return self.rfile.read(int(headers.get("content-length") or 0))
 
     def _send(self, answer: Answer) -> None:
+        body = answer.body
         if answer.lost:
             self.close_connection = True
+            if isinstance(body, Iterator) and hasattr(body, "close"):
+                body.close()
             return
-        body = answer.body
         if body is None:
             body = b""
         elif isinstance(body, dict | list):

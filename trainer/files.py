@@ -75,8 +75,11 @@ def replace_folder(temporary: Path, target: Path) -> None:
     A target that cannot be renamed over, because it is mounted or on another file system, is filled instead.
     """
     open_to_readers(temporary)
+    target = target.resolve()  # what a link names is replaced, not the link
     aside = target.with_name(f".{target.name}.{os.getpid()}.old")
     try:
+        if os.path.ismount(target):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         if target.exists() and any(target.iterdir()):
             os.replace(target, aside)
         os.replace(temporary, target)

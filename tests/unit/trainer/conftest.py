@@ -20,6 +20,18 @@ FACTS = {
     "What do bees make?": "Bees make honey.",
     "What do cows eat?": "Cows eat grass.",
 }
+# A run of a few seconds.
+SETTINGS = {
+    "learning_rate": 3e-3,
+    "max_steps": 4,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "per_device_train_batch_size": 4,
+    "gradient_checkpointing": False,
+    "eval_strategy": "no",
+    "num_eval_generations": 4,
+    "max_new_tokens_eval": 12,
+}
 
 
 def chat(*contents: str, system: str | None = None) -> dict[str, list[dict[str, str]]]:

@@ -13,23 +13,11 @@ import pytest
 
 pytest.importorskip("torch", reason="runs in the training environment")
 
-from conftest import FACTS, chat, write_chats
+from conftest import FACTS, SETTINGS, chat, write_chats
 
 from trainer.__main__ import main
 from trainer.evaluate import main as evaluate
 from trainer.files import digest_folder
-
-SETTINGS = {
-    "learning_rate": 3e-3,
-    "max_steps": 4,
-    "save_steps": 2,
-    "logging_steps": 1,
-    "per_device_train_batch_size": 4,
-    "gradient_checkpointing": False,
-    "eval_strategy": "no",
-    "num_eval_generations": 4,
-    "max_new_tokens_eval": 12,
-}
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,9 @@ import requests
 from azure_journey import AzureJourney, Deployed
 from journey import ROOT
 
+from tests.azure_contract.calls import count_calls
+from tests.azure_contract.exchange import logged
+
 pytestmark = [pytest.mark.journey, pytest.mark.slow]
 
 
@@ -52,6 +55,26 @@ def test_second_run_makes_nothing(azure: AzureJourney, deployed: Deployed) -> No
     for step in again["steps"]:
         assert step["state"] == "Completed", step
     assert seconds < 40
+
+
+def test_management_calls_are_few(azure: AzureJourney, deployed: Deployed) -> None:
+    """A first run asks Azure Resource Manager at most 120 times, besides polling."""
+    calls = count_calls(list(logged(azure.log))[: len(deployed.exchanges)])
+    assert 20 < calls.asked.total() <= 120, calls.table()
+
+
+def test_every_exchange_is_as_published(azure: AzureJourney, deployed: Deployed) -> None:
+    """Each request of the SDK and each response of the emulator is one that Microsoft's descriptions allow."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.azure_contract", str(azure.log)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if ended.returncode == 2:
+        pytest.skip(ended.stderr.strip())
+    assert ended.returncode == 0, ended.stdout[-6000:]
 
 
 def test_status_plan_and_data_look_without_making(azure: AzureJourney, deployed: Deployed) -> None:

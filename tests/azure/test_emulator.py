@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.azure_emulator.azurite import open_client
 from tests.azure_emulator.process import EmulatorProcess
 from tests.azure_emulator.server import SCOPE
 
@@ -370,6 +371,8 @@ def test_a_killed_emulator_goes_on_where_it_was(start_emulator: Callable[..., Em
     emulator = start_emulator(tmp_path / "state")
     emulator.send("PUT", f"{W}/environments/kept/versions/1{PREVIEW}", _environment())
     emulator.send("PUT", f"{W}/computes/kept{COMPUTE}", _cluster())
+    blobs = open_client(json.loads((tmp_path / "state/emulator/secrets/storage.json").read_text()))
+    blobs.get_container_client("azureml").upload_blob("kept", b"content")
     before, storage = dict(emulator.env), emulator.storage_process()
     emulator.kill()
     emulator.start()
@@ -382,4 +385,5 @@ def test_a_killed_emulator_goes_on_where_it_was(start_emulator: Callable[..., Em
     assert emulator.storage_process() is None
     assert emulator.output() == ""
     emulator.start()
+    assert blobs.get_blob_client("azureml", "kept").download_blob().readall() == b"content"
     assert emulator.send("GET", f"{W}/environments/kept/versions/1{PREVIEW}").status_code == 200

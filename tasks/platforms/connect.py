@@ -95,11 +95,16 @@ def local_services(home: str = "") -> Services:
 
 
 def tear_down(config: PipelineConfig) -> Iterator[str]:
-    """Delete what bills of a run on Azure; yields what was deleted."""
+    """Delete what bills of a run on Azure, and end the chat app in front of it; yields what was done."""
     from tasks.platforms.azure.tear_down import tear_down
+    from tasks.platforms.local.chat import program_name
 
     assert config.platform.kind == "azure"
-    return tear_down(config, _open(config.platform))
+    yield from tear_down(config, _open(config.platform))
+    services, chat = local_services(config.platform.home), program_name(config.endpoint_name)
+    if services.status(chat):
+        services.remove(chat)
+        yield "ended the chat app"
 
 
 def tracking_uri(config: PlatformConfig) -> str:

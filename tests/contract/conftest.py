@@ -90,6 +90,13 @@ def azure_place(platform: Any) -> Place:
 @contextlib.contextmanager
 def emulator(folder: Path, source: Path) -> Iterator[dict[str, str]]:
     """Run the emulator, whose model servers are those of `source`; gives the variables that reach it."""
+    with emulator_process(folder, "--server-source", str(source)) as process:
+        yield process.env
+
+
+@contextlib.contextmanager
+def emulator_process(folder: Path, *options: str) -> Iterator[Any]:
+    """Run the emulator; gives it as tests have it."""
     from tests.azure_emulator.azurite import NoAzuriteError, find_azurite
     from tests.azure_emulator.process import EmulatorProcess
 
@@ -97,9 +104,9 @@ def emulator(folder: Path, source: Path) -> Iterator[dict[str, str]]:
         find_azurite()
     except NoAzuriteError as error:
         pytest.skip(str(error))
-    process = EmulatorProcess(folder, "--server-source", str(source)).start()
+    process = EmulatorProcess(folder, *options).start()
     try:
-        yield process.env
+        yield process
     finally:
         process.stop()
 

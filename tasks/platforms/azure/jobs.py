@@ -20,7 +20,7 @@ from tasks.platforms.azure.failures import Diagnosis, diagnose
 from tasks.platforms.azure.job_request import CHECKPOINTS, EVENTS, JOBS, command_job, write_snapshot
 from tasks.platforms.azure.run_history import RunDetails, RunHistory
 from tasks.platforms.azure.secrets import clean
-from tasks.platforms.azure.stages import stage_of
+from tasks.platforms.azure.stages import COMMAND, stage_of
 from tasks.platforms.azure.translate import translated
 from tasks.platforms.errors import ConfigError, ConflictError, JobFailedError, NotFoundError, PhiflowError
 from tasks.platforms.events import parse_events, with_progress
@@ -83,6 +83,8 @@ class Jobs:
         if state == JobState.CANCELLED:
             return self._cancelled(job, details)
         status = stage_of(details) if state is None else JobStatus(state=state)
+        if job.kind == JobKind.EVALUATION and status.stage == COMMAND:
+            return replace(status, stage="evaluating")
         if status.state == JobState.QUEUED and details.compute:
             return self._with_cluster_trouble(status, details.compute)
         if status.state in (JobState.RUNNING, JobState.COMPLETED) and job.kind == JobKind.TRAINING:
@@ -188,13 +190,13 @@ class Jobs:
             with tempfile.TemporaryDirectory(prefix="phiflow-") as folder, translated(f"Job {name}"):
                 code = write_snapshot(spec, Path(folder))
                 job = command_job(self._workspace, spec, name, tags, code)
-                self._workspace.ml.jobs.create_or_update(job)
+                submitted = self._workspace.ml.jobs.create_or_update(job)
         except ConfigError:
             raise
         except PhiflowError as error:
             return self._after_refusal(name, spec, run_id, reason, error)
         _log.info("Submitted job name=%s compute=%s", name, spec.compute.name)
-        return _with_reason(self._made(spec, name, attempt), reason, reused=False)
+        return _with_reason(_made(spec, name, attempt, submitted.studio_url or ""), reason, reused=False)
 
     def _after_refusal(self, name: str, spec: JobSpec, run_id: str, reason: str, error: PhiflowError) -> JobRef:
         """The job when it is there all the same: the answer was lost, or another was faster."""
@@ -208,17 +210,6 @@ class Jobs:
         _log.info("Found job name=%s although its submission failed: %s", name, error.message)
         return _with_reason(
             _ref(found), reason if ours else f"job {name} was submitted by another run: adopted", reused=not ours
-        )
-
-    def _made(self, spec: JobSpec, name: str, attempt: int) -> JobRef:
-        return JobRef(
-            name=name,
-            key=spec.key,
-            attempt=attempt,
-            kind=spec.kind,
-            data_digest=spec.data.digest,
-            url=self._workspace.studio_url(f"runs/{name}"),
-            origin=Origin(reused=False, reason=""),
         )
 
     # How it ended
@@ -319,6 +310,18 @@ def _ref(job: Mapping[str, Any]) -> JobRef:
         data_digest=tags["phiflow.data"],
         url=str(studio.get("endpoint") or ""),
         origin=Origin(reused=True, reason="found"),
+    )
+
+
+def _made(spec: JobSpec, name: str, attempt: int, url: str) -> JobRef:
+    return JobRef(
+        name=name,
+        key=spec.key,
+        attempt=attempt,
+        kind=spec.kind,
+        data_digest=spec.data.digest,
+        url=url.partition("&tid=")[0],  # the SDK adds whose tenant it signed in to
+        origin=Origin(reused=False, reason="submitted now"),
     )
 
 

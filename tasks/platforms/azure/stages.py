@@ -5,8 +5,8 @@ from __future__ import annotations
 from tasks.platforms.azure.run_history import RunDetails
 from tasks.platforms.refs import JobState, JobStatus
 
-IMAGE_BUILD_LOG = "azureml-logs/20_image_build_log.txt"
-USER_LOGS = "user_logs/"
+COMMAND = "starting the command"
+_USER_LOGS = "user_logs/"
 
 
 def stage_of(details: RunDetails) -> JobStatus:
@@ -22,8 +22,8 @@ def stage_of(details: RunDetails) -> JobStatus:
             stage = "building the environment's image" if is_building else "looking for the environment's image"
             return JobStatus(state=JobState.PREPARING, stage=stage)
         case "Running":
-            if any(path.startswith(USER_LOGS) for path in details.logs):
-                return JobStatus(state=JobState.RUNNING, stage="starting the command")
+            if any(path.startswith(_USER_LOGS) for path in details.logs):
+                return JobStatus(state=JobState.RUNNING, stage=COMMAND)
             return JobStatus(state=JobState.PREPARING, stage="loading image, data and code onto the node")
         case "Finalizing":
             return JobStatus(state=JobState.RUNNING, stage="uploading the results")

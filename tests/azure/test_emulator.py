@@ -275,7 +275,7 @@ def test_long_lists_come_in_pages(emulator: EmulatorProcess) -> None:
 @pytest.mark.parametrize("token", ["", "Bearer ", "Bearer a.b.c"])
 def test_requests_without_a_token_are_refused(token: str, emulator: EmulatorProcess) -> None:
     """So are those with one that the emulator did not give."""
-    answer = emulator.send("GET", f"{W}{PREVIEW}", Authorization=token)
+    answer = emulator.send("GET", f"{W}/nothing{PREVIEW}", Authorization=token)
     assert answer.status_code == 401
     assert "WWW-Authenticate" in answer.headers
 

@@ -211,12 +211,11 @@ class Emulator:
     def _answer(self, request: Request) -> tuple[Answer, dict[str, Any]]:
         is_control = request.path.startswith("/_emulator/")
         scenario = {} if is_control else self.scenarios.for_request(request) or {}
-        handler: Handler | None = None
+        nothing_there: ServiceError | None = None
         try:
             handler = self._router.match(request)
-        except ServiceError:
-            if not scenario:
-                raise
+        except ServiceError as error:  # who may not ask is told that first
+            nothing_there = error
         match scenario.get("do"):
             case "status":
                 return refusal(scenario), scenario
@@ -232,7 +231,8 @@ class Emulator:
                     "message": scenario.get("message", "Scripted."),
                 }
         self._router.check(request)
-        assert handler is not None
+        if nothing_there:
+            raise nothing_there
         answer = answered(handler(request))
         answer.lost = scenario.get("do") == "lost"
         return answer, scenario

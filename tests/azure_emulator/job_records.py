@@ -18,7 +18,7 @@ from tests.azure_emulator.node import now, read_json, write_json
 
 ENDED = ("Completed", "Failed", "Canceled")
 _ROOT = Path(__file__).resolve().parents[2]
-_START_SECONDS = 15.0
+_START_SECONDS = 30.0
 
 
 class JobRecords:
@@ -111,7 +111,6 @@ class JobRecords:
             if ended or not (folder / "node.json").exists() or self._is_alive(folder):
                 continue
             if record is None or (folder / "suspended").exists():
-                (folder / "suspended").unlink(missing_ok=True)
                 self._spawn(folder)
 
     def remove(self, name: str) -> None:
@@ -119,6 +118,9 @@ class JobRecords:
         shutil.rmtree(self.folder(name), ignore_errors=True)
 
     def _spawn(self, folder: Path) -> None:
+        (folder / "begun").unlink(missing_ok=True)
+        (folder / "spawned").touch()
+        (folder / "suspended").unlink(missing_ok=True)
         variables = {**os.environ, **self._environment}
         # The node's own imports are the emulator's; the job's command gets a clean set.
         path = os.pathsep.join(filter(None, [str(_ROOT), self._environment.get("PYTHONPATH", "")]))
@@ -144,11 +146,9 @@ class JobRecords:
         if (folder / "suspended").exists():
             return True
         with contextlib.suppress(FileNotFoundError):
-            return (
-                time.time() - (folder / "node.json").stat().st_mtime < _START_SECONDS
-                and not (folder / "alive.lock").exists()
-            )
-        return True
+            age = time.time() - (folder / "spawned").stat().st_mtime
+            return age < _START_SECONDS and not (folder / "begun").exists()
+        return True  # it is being launched at this moment
 
 
 def _works_in(pid: int, folder: Path) -> bool:

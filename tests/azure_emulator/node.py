@@ -423,6 +423,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     write_json(folder / "process.json", {"node": os.getpid(), "groups": []})
+    (folder / "begun").touch()
     return Node(folder).run()
 
 

@@ -92,8 +92,8 @@ ALLOWED = (
         r"workspaces/\*/environments/\*/versions",
         r"\.inferenceConfig\.\w+Route\.path$",
         "pattern",
-        "The Swagger has one pattern, a letter or digit somewhere, for all text that may not be blank; the path '/' has "
-        "none, and Microsoft's own images for inference are probed there.",
+        "The Swagger has one pattern, a letter or digit somewhere, for all text that may not be blank; '/' has none, "
+        "and Microsoft's own images for inference are probed there.",
     ),
     Allowed(
         r"^GET ",

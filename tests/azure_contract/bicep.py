@@ -120,7 +120,7 @@ def _read_object(file: Path, node: Node, value: dict[str, Any], place: str, read
         if key not in value:
             reading.note(f"{place}.{key}", "required", "is missing")
             return
-        if chosen not in node["elements"]:
+        if not isinstance(chosen, str) or chosen not in node["elements"]:
             known = ", ".join(sorted(node["elements"]))
             reading.note(f"{place}.{key}", "discriminator", f"{shown(chosen)} is none of {known}")
             return

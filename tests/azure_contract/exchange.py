@@ -22,6 +22,7 @@ class Exchange:
     Attributes:
         host: empty in the emulator's log, where every service has the same one.
         request: the JSON body, or None when there was none or it was no JSON.
+        headers: of the response, their names in lower case.
         scenario: what the emulator was told to do instead of what the service does; empty when nothing.
     """
 
@@ -32,6 +33,7 @@ class Exchange:
     status: int
     response: Any
     host: str = ""
+    headers: frozenset[str] = frozenset()
     scenario: str = ""
 
     @property
@@ -85,6 +87,7 @@ def recorded(folder: Path) -> Iterator[Exchange]:
                 # Written as text where the service answered with JSON's null.
                 response=None if entry["ResponseBody"] in ("", "null") else entry["ResponseBody"],
                 host=address.netloc,
+                headers=frozenset(map(str.lower, entry["ResponseHeaders"])),
             )
 
 
@@ -100,6 +103,7 @@ def logged(file: Path) -> Iterator[Exchange]:
                 request=_json(entry["request"]["body"]),
                 status=entry["status"],
                 response=_json(entry["response"]["body"]),
+                headers=frozenset(map(str.lower, entry["response"]["headers"])),
                 scenario=entry.get("scenario", ""),
             )
 

@@ -18,6 +18,8 @@ from tests.azure_contract.swagger import Swagger, read_request, read_response
 
 ROOT = Path(__file__).resolve().parents[2]
 _STATUS = re.compile(r"operation(s?)status(es)?$", re.IGNORECASE)
+# The common types say text; a client that waits for one of the first three waits for ever for any other.
+_STATES = ("Succeeded", "Failed", "Canceled", "InProgress", "Creating", "Updating", "Deleting", "Running", "Accepted")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,9 @@ class Judge:
         if self._is_status(exchange):
             if exchange.status != 202 or exchange.response is not None:
                 read(self.swagger.operation_status, exchange.response, "response", reading, required=True)
+                state = exchange.response.get("status") if isinstance(exchange.response, dict) else None
+                if isinstance(state, str) and state not in _STATES:
+                    reading.note("response.status", "enum", f"{state!r} is none of {', '.join(_STATES)}")
         elif operation is None and exchange.status < 400 and self.bicep.knows(exchange):
             self.bicep.read_response(exchange, reading)
         elif operation := operation or self.swagger.nearest(exchange):

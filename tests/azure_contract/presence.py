@@ -10,6 +10,8 @@ from typing import Any
 from tests.azure_contract.exchange import Exchange
 from tests.azure_contract.reading import Problem, Shape
 
+# Those that the SDK goes by; the others are of the transport.
+_HEADERS = frozenset({"azure-asyncoperation", "location"})
 _NUMBER = re.compile(r"\[\d+\]")
 _TAG = re.compile(r"\(\w+\)")
 
@@ -34,10 +36,13 @@ class Presence:
         self._ever: dict[tuple[str, str], set[str]] = {}
         self._declared: dict[tuple[str, str], set[str]] = {}
         self._asked: Asked = {}
+        self._headers: dict[tuple[str, int], frozenset[str]] = {}
 
     def learn(self, exchange: Exchange, shapes: Iterable[Shape]) -> None:
         """Take in what the live service answered."""
         note_asked(exchange, self._asked)
+        kind = exchange.operation, exchange.status
+        self._headers[kind] = self._headers.get(kind, _HEADERS) & exchange.headers
         for shape in shapes:
             if shape.declared is None:
                 continue
@@ -67,14 +72,15 @@ class Presence:
         sent = set(_leaves(exchange.request, "response"))
         ours = set_by_clients.get(exchange.resource, set())
         asked = self._asked.get(exchange.resource, set())
-        found: list[Problem] = []
+        missed = self._headers.get((exchange.operation, exchange.status), frozenset()) - exchange.headers
+        found = [Problem(f"header.{name}", "missing", "is missing, which the service always sends") for name in missed]
         for shape in shapes:
             if shape.declared is None:
                 continue
             place = _plain(shape.place)
             for key in sorted((self.always(exchange.operation, exchange.status, place) & shape.declared) - shape.keys):
                 path = f"{_TAG.sub('', place)}.{key}"
-                if path not in asked or path in sent:
+                if path not in asked or path in sent or path == "response.properties":
                     found.append(Problem(f"{place}.{key}", "missing", "is missing, which the service always sends"))
             where = self._place(exchange, shape)
             if where in self._ever:

@@ -335,6 +335,9 @@ def test_an_operation_can_get_stuck_or_fail(emulator: EmulatorProcess) -> None:
     assert states["stuck"] == {"status": "InProgress"}
     assert states["fault"]["status"] == "Failed"
     assert states["fault"]["error"]["code"] == "ClusterCoreQuotaReached"
+    properties = emulator.send("GET", f"{W}/computes/fault{COMPUTE}").json()["properties"]
+    assert properties["provisioningState"] == "Failed"
+    assert properties["provisioningErrors"][0]["error"]["message"] == "No cores."
 
 
 def _ended(emulator: EmulatorProcess, path: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Computes:
             resource = self._resource(name, body, before)
             self._emulator.store.put(self._id(name), resource)
         operation = self._emulator.operations.start(
-            request, lambda: self._succeed(name), seconds=_SECONDS, resource=self._id(name)
+            request, lambda fault: self._end(name, fault), seconds=_SECONDS, resource=self._id(name)
         )
         return Answer(201, _creating(resource), self._emulator.operations.headers(operation, request))
 
@@ -54,12 +54,10 @@ class Computes:
         if request.query.get("underlyingResourceAction") not in ("Delete", "Detach"):
             raise validation_error("The underlyingResourceAction query parameter must be Delete or Detach.")
         with self._emulator.store.lock:
-            resource = self._find(request)
+            resource, name = self._find(request), request.parameters["name"]
             resource["properties"]["provisioningState"] = "Deleting"
             self._emulator.store.put(resource["id"], resource)
-        operation = self._emulator.operations.start(
-            request, lambda: self._emulator.store.delete(resource["id"]) and None, seconds=_SECONDS
-        )
+        operation = self._emulator.operations.start(request, lambda fault: self._gone(name, fault), seconds=_SECONDS)
         return Answer(202, None, self._emulator.operations.headers(operation, request))
 
     def resume(self) -> None:
@@ -68,8 +66,8 @@ class Computes:
             state = resource["properties"]["provisioningState"]
             if state == "Deleting":
                 self._emulator.store.delete(resource["id"])
-            elif state != "Succeeded":
-                self._succeed(resource["name"])
+            elif state == "Creating":
+                self._end(resource["name"])
         for operation in self._emulator.operations.unfinished():
             if operation["family"] == "compute":
                 self._emulator.operations.finish(operation["name"])
@@ -159,12 +157,25 @@ class Computes:
             resource["identity"] = _identity(body["identity"], self._emulator)
         return resource
 
-    def _succeed(self, name: str) -> None:
+    def _end(self, name: str, fault: dict[str, Any] | None = None) -> None:
+        """Bring a cluster to where its making ends."""
         with self._emulator.store.lock:
             resource = self._emulator.store.get(self._id(name))
             if resource is not None:
-                resource["properties"] |= {"provisioningState": "Succeeded", "modifiedOn": now()}
+                errors = [{"error": {"details": [], "additionalInfo": [], **fault}}] if fault else None
+                state = "Failed" if fault else "Succeeded"
+                resource["properties"] |= {
+                    "provisioningState": state,
+                    "provisioningErrors": errors,
+                    "modifiedOn": now(),
+                }
                 self._emulator.store.put(resource["id"], resource)
+
+    def _gone(self, name: str, fault: dict[str, Any] | None) -> None:
+        if fault:
+            self._end(name, fault)
+        else:
+            self._emulator.store.delete(self._id(name))
 
 
 _NODE_STATES = (

@@ -33,7 +33,7 @@ class Operations:
     def start(
         self,
         request: Request,
-        work: Callable[[], None] | None = None,
+        work: Callable[[dict[str, Any] | None], None] | None = None,
         *,
         family: str = "compute",
         seconds: float = 0.0,
@@ -43,8 +43,8 @@ class Operations:
         """Begin an operation and return its id.
 
         Args:
-            work: done in a thread after `seconds`; what it raises ends the operation as failed. None: the
-                operation ends when `finish` is called.
+            work: done in a thread after `seconds`, and given the error that a scenario wants; what it raises ends
+                the operation as failed. None: the operation ends when `finish` is called.
             resource: the id of what it makes.
             kind: `oe` or `od`, which the service puts before the ids of endpoints and deployments.
         """
@@ -150,13 +150,12 @@ class Operations:
             raise not_found(f"Could not find operation {request.parameters['id']}.")
         return record
 
-    def _run(self, name: str, work: Callable[[], None], seconds: float) -> None:
+    def _run(self, name: str, work: Callable[[dict[str, Any] | None], None], seconds: float) -> None:
         time.sleep(seconds)
         if self.is_stuck(name):
             return
         try:
-            if self.fault(name) is None:
-                work()
+            work(self.fault(name))
         except Exception as error:  # whatever it is, whoever waits must learn of it
             self.finish(name, {"code": "InternalServerError", "message": f"{type(error).__name__}: {error}"})
             raise

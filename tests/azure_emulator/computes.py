@@ -62,15 +62,18 @@ class Computes:
 
     def resume(self) -> None:
         """Bring to an end what was on its way when the emulator was killed."""
+        unfinished = [one for one in self._emulator.operations.unfinished() if one["family"] == "compute"]
+        stuck = {one["resource"] for one in unfinished if one["stuck"]}
         for resource in self._emulator.store.list(f"{self._emulator.workspace_id}/computes"):
+            if resource["id"] in stuck:
+                continue
             state = resource["properties"]["provisioningState"]
             if state == "Deleting":
                 self._emulator.store.delete(resource["id"])
             elif state == "Creating":
                 self._end(resource["name"])
-        for operation in self._emulator.operations.unfinished():
-            if operation["family"] == "compute":
-                self._emulator.operations.finish(operation["name"])
+        for operation in unfinished:
+            self._emulator.operations.finish(operation["name"])
 
     def _id(self, name: str) -> str:
         return f"{self._emulator.workspace_id}/computes/{name}"

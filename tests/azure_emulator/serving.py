@@ -58,6 +58,8 @@ class Serving:
             model: `name`, `version`, `place`, and the deployment's `settings`.
         """
         location = self._fetch(model["place"])
+        if model["settings"]["server"] == "mlflow":  # the local platform wants the folder with MLmodel itself
+            location = location / "model"
         environment = self._environment(image)
         version = ModelVersion(
             name=model["name"],

@@ -1,4 +1,4 @@
-"""The emulator: its parts put together, and the HTTPS server before them."""
+"""The emulator: its parts put together, and how each request is answered by them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ import os
 import random
 import secrets
 import socket
-import ssl
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tests.azure_emulator import assets, computes, control, execution, metadata, vault, workspace
 from tests.azure_emulator.arm import Handler, Router, Scope, answered
@@ -27,6 +24,7 @@ from tests.azure_emulator.azurite import Account, Azurite, open_client
 from tests.azure_emulator.certificates import ensure_certificates
 from tests.azure_emulator.exchanges import Exchanges
 from tests.azure_emulator.identity import Identity
+from tests.azure_emulator.listener import Listener
 from tests.azure_emulator.names import CERTIFICATE_NAMES, SUFFIX, TENANT, cloud_name
 from tests.azure_emulator.operations import Operations
 from tests.azure_emulator.scenarios import Scenarios, refusal
@@ -70,7 +68,7 @@ class Emulator:
         self.certificates = ensure_certificates(self.state / "certificates", CERTIFICATE_NAMES)
         self.account = Account(settings["account_key"], settings["storage_port"], str(self.certificates.authorities))
         self.azurite = Azurite(self.state / "azurite", self.account, self.certificates)
-        self._server = _Server(settings["port"], self)
+        self._server = Listener(settings["port"], self.certificates)
         self.url = f"https://127.0.0.1:{settings['port']}"
         self.cloud = cloud_name(settings["port"])
         self.store = Store(self.state / "resources")
@@ -99,6 +97,7 @@ class Emulator:
         for store in self.store.list(f"{self.workspace_id}/datastores"):
             if name := store["properties"].get("containerName"):
                 self.ensure_container(name)
+        self._server.answer = self.answer
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
 
     def stop(self) -> None:
@@ -281,114 +280,6 @@ class Emulator:
             "PHIFLOW_EMULATOR_REFUSED": str(self.state / "refused-names.txt"),
             "PHIFLOW_EMULATOR_URL": self.url,
         }
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
-    def __init__(self, port: int, emulator: Emulator) -> None:
-        self.emulator = emulator
-        try:
-            super().__init__(("127.0.0.1", port), _Connection)
-        except OSError as error:
-            raise SystemExit(f"error: port {port} of this state is taken ({error}). Is it running already?") from error
-        files = emulator.certificates
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(files.certificate, files.key)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """The handshake is the connection's own affair, so that a slow client keeps nobody waiting."""
-        try:
-            request.settimeout(120)
-            request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            request = self._context.wrap_socket(request, server_side=True)
-        except OSError:
-            self.shutdown_request(request)
-            return
-        super().process_request_thread(request, client_address)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that go away are nothing to write about."""
-        import sys
-
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)
-
-
-class _Connection(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version = "Microsoft-HTTPAPI/2.0"
-    sys_version = ""
-    wbufsize = -1
-    server: _Server
-
-    def _serve(self) -> None:
-        split = urlsplit(self.path)
-        query = dict(parse_qsl(split.query, keep_blank_values=True))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        emulator = self.server.emulator
-        path = unquote(split.path)
-        path = path.rstrip("/") or "/"
-        request = Request(self.command, path, query, headers, self._body(headers), emulator.url)
-        self._send(emulator.answer(request))
-
-    do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = do_HEAD = do_OPTIONS = _serve
-
-    def _body(self, headers: dict[str, str]) -> bytes:
-        if headers.get("transfer-encoding", "").lower() == "chunked":
-            pieces = []
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                pieces.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(pieces)
-        return self.rfile.read(int(headers.get("content-length") or 0))
-
-    def _send(self, answer: Answer) -> None:
-        body = answer.body
-        if answer.lost:
-            self.close_connection = True
-            if isinstance(body, Iterator) and hasattr(body, "close"):
-                body.close()
-            return
-        if body is None:
-            body = b""
-        elif isinstance(body, dict | list):
-            body = json.dumps(body).encode()
-            answer.headers.setdefault("Content-Type", "application/json; charset=utf-8")
-        self.send_response(answer.status)
-        for name, value in answer.headers.items():
-            self.send_header(name, value)
-        if isinstance(body, bytes):
-            if answer.status not in (204, 304):
-                self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-            self.wfile.flush()
-            return
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        self._send_pieces(body)
-
-    def _send_pieces(self, pieces: Iterator[bytes]) -> None:
-        self.wfile.flush()
-        try:
-            for piece in pieces:
-                if piece:
-                    self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-                    self.wfile.flush()
-            self.wfile.write(b"0\r\n\r\n")
-            self.wfile.flush()
-        except Exception:  # the answer has begun; breaking off is the only way to tell that it is not whole
-            self.close_connection = True
-        finally:
-            if hasattr(pieces, "close"):
-                pieces.close()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """The log of exchanges says it all."""
 
 
 def _free_port() -> int:

@@ -15,7 +15,7 @@ Body = dict[str, Any] | list[Any] | bytes | Iterator[bytes] | None
 
 @dataclass
 class Request:
-    """One request; header names are in lower case, `url` is the address of the emulator.
+    """One request; header names are in lower case.
 
     Attributes:
         parameters: what the route's placeholders stand for, as the client wrote it.
@@ -29,7 +29,6 @@ class Request:
     query: dict[str, str]
     headers: dict[str, str]
     body: bytes
-    url: str
     parameters: dict[str, str] = field(default_factory=dict)
     route: str = ""
     stuck: bool = False

@@ -69,7 +69,13 @@ def error_document(error: BaseException) -> dict[str, Any]:
     """What `--json` says of an error."""
     if not isinstance(error, PhiflowError):
         return {"kind": type(error).__name__, "message": str(error), "fix": "", "detail": [], "exit_code": EXIT_BUG}
-    told = {"kind": type(error).__name__, "message": error.message, "fix": error.fix, "detail": error.detail}
+    told: dict[str, Any] = {
+        "kind": type(error).__name__,
+        "message": error.message,
+        "fix": error.fix,
+        "detail": error.detail,
+    }
+    told |= {"failure": str(error.failure or ""), "retryable": error.may_go_through}
     return told | {"exit_code": error.exit_code}
 
 

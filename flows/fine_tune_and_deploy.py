@@ -37,7 +37,7 @@ from tasks.rollout import (
     retire_deployments,
     shift_traffic,
 )
-from tasks.training import await_training, submit_training, training_spec
+from tasks.training import finish_training, submit_training, training_spec
 
 
 @flow(
@@ -59,7 +59,7 @@ def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]
     job = submit_training(place, spec)
     serving = ensure_environment(place, config.serving_environment)
     promptflow = ensure_environment(place, config.environment.chat)
-    result = await_training(place, job)
+    result = finish_training(place, spec, job)
     endpoint = ensure_endpoint(place, config.endpoint_name)
     champion = read_champion(place, endpoint, config.model_name)
     gate = compare_with_champion(place, spec, result, champion, config.gate)

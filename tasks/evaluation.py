@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from tasks.config import GateConfig, PlatformConfig
+from tasks.job_wait import finish_job
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import NotFoundError
 from tasks.platforms.refs import (
@@ -29,7 +30,7 @@ from tasks.platforms.refs import (
     TrainingResult,
 )
 from tasks.step import log, step
-from tasks.training import await_job, trainer_digest
+from tasks.training import trainer_digest
 
 _EVALUATION_KEYS = ("max_length", "per_device_eval_batch_size", "num_eval_generations", "max_new_tokens_eval")
 _EVALUATION_CODE = ("evaluate.py", "chat_template.py", "chats.py", "encoding.py", "model.py")
@@ -66,9 +67,8 @@ def compare_with_champion(
     candidate = [example["loss"] for example in details["per_example"]["candidate"]]
     if champion is None or champion.digest == result.model_digest:
         return decide(gate, result, base, candidate, None, champion)
-    job = platform.submit_job(_evaluation_spec(trained, champion), str(flow_run.id))
-    log().info("Evaluating version=%s on this test set: %s", champion.version, job.origin.reason)
-    await_job(platform, job)
+    log().info("Evaluating version=%s on this test set", champion.version)
+    job = finish_job(platform, _evaluation_spec(trained, champion), str(flow_run.id))
     scores = platform.read_job_result(job)["per_example"]
     return decide(gate, result, base, candidate, [example["loss"] for example in scores], champion)
 

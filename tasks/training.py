@@ -1,22 +1,23 @@
-"""Stage: the training job, submitted by name and awaited apart, so that retrying the wait submits nothing."""
+"""Stage: the training job, submitted by name and awaited apart, so that retrying the wait submits nothing.
+
+What the platform interrupts is followed by the next attempt, as often as `compute.max_attempts` allows.
+"""
 
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
-from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
 
 import trainer
 from tasks.config import PipelineConfig, PlatformConfig
+from tasks.job_wait import await_job, next_attempt_line
 from tasks.platforms.connect import connect
-from tasks.platforms.errors import JobFailedError, JobInputError
-from tasks.platforms.port import Platform
+from tasks.platforms.errors import JobInterruptedError
 from tasks.platforms.refs import (
     BaseModelRef,
     ComputeRef,
@@ -25,8 +26,6 @@ from tasks.platforms.refs import (
     JobKind,
     JobRef,
     JobSpec,
-    JobState,
-    JobStatus,
     Origin,
     Scores,
     TrainingResult,
@@ -34,7 +33,7 @@ from tasks.platforms.refs import (
 from tasks.step import log, step
 from trainer.files import sha256_file
 
-LINE_SECONDS = 5.0
+_PAGES = {"local": "MLflow", "azure": "Azure Machine Learning studio"}
 
 
 def trainer_digest() -> dict[str, str]:
@@ -64,16 +63,34 @@ def training_spec(
         processes_per_node=config.compute.processes_per_node,
         shm_size=config.compute.shm_size,
         timeout_seconds=config.compute.timeout_seconds,
+        max_attempts=config.compute.max_attempts,
     )
 
 
 @step()
-def submit_training(place: PlatformConfig, spec: JobSpec) -> JobRef:
-    """Start the training job, or adopt the one with this content."""
+def submit_training(place: PlatformConfig, spec: JobSpec, after: JobRef | None = None) -> JobRef:
+    """Start the training job, or adopt the one with this content.
+
+    Args:
+        after: the attempt of this run that was interrupted; makes this another call than the one before.
+    """
     job = connect(place).submit_job(spec, str(flow_run.id))
     log().info("Job name=%s attempt=%s url=%s", job.name, job.attempt, job.url)
-    create_link_artifact(job.url, link_text=f"{job.name} in MLflow", key="training-job")
+    create_link_artifact(job.url, link_text=f"{job.name} in {_PAGES[place.kind]}", key="training-job")
     return job
+
+
+def finish_training(place: PlatformConfig, spec: JobSpec, job: JobRef) -> TrainingResult:
+    """Await the job; an attempt that the platform interrupts is followed by the next, from its checkpoint."""
+    for left in reversed(range(spec.max_attempts)):
+        try:
+            return await_training(place, job)
+        except JobInterruptedError as error:
+            if not left:
+                raise
+            log().warning("%s", next_attempt_line(error, left))
+            job = submit_training(place, spec, after=job)
+    raise AssertionError("max_attempts is at least 1")
 
 
 @step()
@@ -107,57 +124,3 @@ def scores_of(metrics: dict[str, Any]) -> Scores:
         exact_match=metrics.get("exact_match") or 0.0,
         num_examples=metrics["num_examples"],
     )
-
-
-def await_job(platform: Platform, job: JobRef) -> None:
-    """Poll the job until it ended, showing progress in the log and as an artifact."""
-    status = platform.read_job(job)
-    if status.state.ended:
-        _require_completed(job, status)
-        return
-    artifact = create_progress_artifact(progress=0.0, key="training-progress", description=f"Job {job.name}")
-    assert isinstance(artifact, UUID)  # not a coroutine: this is synchronous code
-    shown, last_line = "", 0.0
-    while not status.state.ended:
-        line = progress_line(status)
-        if line != shown and time.monotonic() - last_line >= LINE_SECONDS:
-            log().info("Job %s: %s", job.name, line)
-            update_progress_artifact(artifact, progress=_percent(status), description=line)
-            shown, last_line = line, time.monotonic()
-        time.sleep(platform.poll_seconds)
-        status = platform.read_job(job)
-    completed = status.state == JobState.COMPLETED
-    update_progress_artifact(
-        artifact, progress=100.0 if completed else _percent(status), description=f"{job.name}: {status.state}"
-    )
-    _require_completed(job, status)
-
-
-def progress_line(status: JobStatus) -> str:
-    """One line about a job for a person."""
-    if status.step is None or status.stage not in ("", "training"):
-        return f"{status.state}{', ' + status.stage if status.stage else ''}"
-    line = f"step {status.step}/{status.num_steps}"
-    if status.loss is not None:
-        line += f", loss {status.loss:.3f}"
-    if status.tokens_per_second is not None:
-        line += f", {status.tokens_per_second:.0f} tokens/s"
-    if status.seconds_left is not None:
-        line += f", {status.seconds_left:.0f} s left"
-    return line
-
-
-def _percent(status: JobStatus) -> float:
-    return 100.0 * (status.step or 0) / status.num_steps if status.num_steps else 0.0
-
-
-def _require_completed(job: JobRef, status: JobStatus) -> None:
-    if status.state == JobState.COMPLETED:
-        return
-    if status.state == JobState.CANCELLED:
-        raise JobFailedError(
-            f"Job {job.name} was {status.error or 'cancelled'}.",
-            fix="Run the same command to start again from its last checkpoint.",
-        )
-    error_class = JobInputError if status.is_input_error else JobFailedError
-    raise error_class(f"Job {job.name} failed: {status.error.rstrip('.')}.", fix=status.fix, detail=status.log_tail)

@@ -56,6 +56,11 @@ class PhiflowError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.fix}".strip()
 
+    @property
+    def may_go_through(self) -> bool:
+        """Whether the same thing may go through when it is tried again."""
+        return self.retryable or bool(self.failure and self.failure.retryable)
+
 
 class ConfigError(PhiflowError):
     """The configuration or the command line is wrong."""

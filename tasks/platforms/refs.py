@@ -102,7 +102,7 @@ class JobSpec:
         code_digest: of the trainer's source.
         model: the base to train from, or the model to evaluate.
         num_nodes, processes_per_node: how the training is spread.
-        shm_size, timeout_seconds: limits; they do not change the result.
+        shm_size, timeout_seconds, max_attempts: limits; they do not change the result.
     """
 
     kind: JobKind
@@ -117,6 +117,7 @@ class JobSpec:
     processes_per_node: int = 1
     shm_size: str = "8g"
     timeout_seconds: int = 86400
+    max_attempts: int = 3
 
     @property
     def key(self) -> str:
@@ -298,13 +299,16 @@ class RolloutRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentStatus:
-    """A deployment as it is now."""
+    """A deployment as it is now; of one that failed, the reason, what to do, its class and the end of its log."""
 
     name: str
     model_version: str
     state: str
     percent: int
     error: str = ""
+    fix: str = ""
+    failure: str = ""
+    log_tail: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,12 +326,16 @@ class EndpointStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentMetrics:
-    """What an endpoint counted for one deployment over a window."""
+    """What an endpoint counted for one deployment over a window.
+
+    `counted_until` is the moment, in seconds since the epoch, up to which requests are in it; None: up to now.
+    """
 
     deployment: str
     num_requests: int
     num_errors: int
     p95_seconds: float | None
+    counted_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,6 @@ def run_flow(platform: FakePlatform, monkeypatch: pytest.MonkeyPatch, tmp_path: 
         canned = {
             "ensure_environment": ENVIRONMENT,
             "prepare_data": fakes.data_manifest(),
-            "await_training": result,
             "compare_with_champion": gate,
             "register_model": model,
         }
@@ -78,6 +77,7 @@ def run_flow(platform: FakePlatform, monkeypatch: pytest.MonkeyPatch, tmp_path: 
             monkeypatch.setattr(flow_module, name, stand_in)
         for name in ("begin_run", "training_spec", "tracking_url"):
             monkeypatch.setattr(flow_module, name, lambda *_: "")
+        monkeypatch.setattr(flow_module, "finish_training", lambda *_: result)
         monkeypatch.setattr(flow_module, "publish_report", lambda _, report: published.append(report))
         config = PipelineConfig.model_validate(
             {

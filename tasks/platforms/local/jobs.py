@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.platforms.errors import JobFailedError, NotFoundError, PhiflowError
+from tasks.platforms.events import parse_events, with_progress
 from tasks.platforms.local import job_runner
 from tasks.platforms.local.files import file_lock, read_json, write_json
 from tasks.platforms.local.processes import spawn_detached
@@ -253,36 +254,16 @@ def _holds_lock(path: Path) -> bool:
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Whole lines only: the last one may be in the middle of being written."""
+    """The trainer's events so far; none when it wrote none."""
     try:
         text = (folder / "logs" / "events.jsonl").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    events = []
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):
-            events.append(json.loads(line))
-    return events
+    return parse_events(text.splitlines())
 
 
 def _progress(state: JobState, folder: Path, events: list[dict[str, Any]]) -> JobStatus:
-    last: dict[str, Any] = {}
-    stage = ""
-    for event in events:
-        if event.get("event") == "stage":
-            stage = str(event.get("name", ""))
-        elif event.get("event") == "progress":
-            last = event
-    return JobStatus(
-        state=state,
-        stage=stage,
-        step=last.get("step"),
-        num_steps=last.get("num_steps"),
-        loss=last.get("loss"),
-        tokens_per_second=last.get("tokens_per_second"),
-        seconds_left=last.get("seconds_left"),
-        log_tail=() if events else tail(folder / "log.txt"),
-    )
+    return with_progress(JobStatus(state=state, log_tail=() if events else tail(folder / "log.txt")), events)
 
 
 def _why(folder: Path, record: dict[str, Any]) -> tuple[str, str, bool]:

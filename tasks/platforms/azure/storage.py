@@ -12,7 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from azure.core.exceptions import HttpResponseError, ResourceExistsError
+from azure.core.exceptions import (
+    HttpResponseError,
+    ResourceExistsError,
+    ResourceModifiedError,
+    ResourceNotFoundError,
+)
 
 from tasks.platforms.azure.translate import translated
 from tasks.platforms.errors import ConfigError, ConflictError, NotFoundError, PermissionDeniedError, PhiflowError
@@ -29,6 +34,7 @@ _PREFIX = f"azureml://datastores/{DATASTORE}/paths/"
 LEASE_SECONDS = 30
 RENEW_SECONDS = LEASE_SECONDS / 3
 _LEASE_POLL_SECONDS = 0.5
+_CHANGE_ATTEMPTS = 20
 _KEYS_REFUSED = "KeyBasedAuthenticationNotPermitted"
 
 
@@ -69,6 +75,33 @@ class Storage:
                 if not overwrite:
                     raise ConflictError(f"Blob {path} exists already.") from error
                 raise
+
+    def change(self, path: str, change: Callable[[bytes | None], bytes]) -> None:
+        """Replace a blob's content by what `change` makes of it; again while somebody else does so at once.
+
+        Args:
+            change: gets None when there is no blob.
+        """
+        from azure.core import MatchConditions
+
+        with self._about(path):
+            for _ in range(_CHANGE_ATTEMPTS):
+                try:
+                    found = self._blob(path).download_blob()
+                    content = change(found.readall())
+                    condition: dict[str, Any] = {
+                        "etag": found.properties.etag,
+                        "match_condition": MatchConditions.IfNotModified,
+                        "overwrite": True,
+                    }
+                except ResourceNotFoundError:
+                    content, condition = change(None), {"overwrite": False}
+                try:
+                    self._blob(path).upload_blob(content, **condition)
+                    return
+                except (ResourceExistsError, ResourceModifiedError):
+                    continue
+        raise ConflictError(f"Blob {path} is changed by others all the time.", fix="Run the same command again.")
 
     def upload_file(self, path: str, local: Path | str) -> None:
         """Write a file's content, overwriting."""

@@ -150,7 +150,7 @@ class AzurePlatform:
         return self._chat.connection(endpoint)
 
     def ensure_chat(self, connection: ConnectionRef, chat: ChatConfig, environment: EnvironmentRef) -> ChatService:
-        return self._chat.ensure(connection, chat, environment)
+        return self._chat.ensure(connection, chat, environment, self._endpoints.server(connection.endpoint))
 
     def read_chat(self, endpoint: str) -> ChatService | None:
         return self.this_machine.read_chat(endpoint)

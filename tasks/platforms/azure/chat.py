@@ -34,9 +34,16 @@ class Chat:
         origin = Origin(reused=True, reason="the endpoint's key stays with the workspace until the app starts")
         return ConnectionRef(name="phiflow_endpoint", endpoint=endpoint.name, url=endpoint.url, origin=origin)
 
-    def ensure(self, connection: ConnectionRef, chat: ChatConfig, environment: EnvironmentRef) -> ChatService:
-        """Start the app with the endpoint's key of now, or leave alone the one that runs with it."""
-        variables = {name: os.environ[name] for name in _NETWORK if os.environ.get(name)}
+    def ensure(
+        self, connection: ConnectionRef, chat: ChatConfig, environment: EnvironmentRef, server: str
+    ) -> ChatService:
+        """Start the app with the endpoint's key of now, or leave alone the one that runs with it.
+
+        Args:
+            server: the kind that answers, `openai` or `mlflow`.
+        """
+        network = {name: os.environ[name] for name in _NETWORK if os.environ.get(name)}
+        variables = {**network, "PHIFLOW_ENDPOINT_SERVER": server}
         return self._this_machine.chat.ensure(
             connection, chat, environment, key=self._key(connection.endpoint), variables=variables
         )

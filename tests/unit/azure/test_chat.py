@@ -49,11 +49,12 @@ def test_app_gets_the_key_and_the_way_to_the_network(
     connection = chat.connection(ENDPOINT)
     assert (connection.endpoint, connection.url) == (ENDPOINT.name, ENDPOINT.url)
     assert KEY not in repr(connection)
-    service = chat.ensure(connection, ChatConfig(), ENVIRONMENT)
+    service = chat.ensure(connection, ChatConfig(), ENVIRONMENT, "mlflow")
     assert KEY not in repr(service)
     assert served.started["key"] == KEY
     assert served.started["variables"]["REQUESTS_CA_BUNDLE"] == "/ca.pem"
     assert served.started["variables"]["HTTPS_PROXY"] == "http://proxy:3128"
+    assert served.started["variables"]["PHIFLOW_ENDPOINT_SERVER"] == "mlflow"
     assert KEY not in str(served.started["variables"])
 
 
@@ -61,4 +62,4 @@ def test_endpoint_without_a_key_is_told(config: AzurePlatformConfig) -> None:
     """An endpoint that takes no key cannot be asked by the app."""
     chat, _ = chat_of(config, "")
     with pytest.raises(PermissionDeniedError, match="support has no key"):
-        chat.ensure(chat.connection(ENDPOINT), ChatConfig(), ENVIRONMENT)
+        chat.ensure(chat.connection(ENDPOINT), ChatConfig(), ENVIRONMENT, "openai")

@@ -214,7 +214,6 @@ def deployment_resource(
             "provisioningState": "Updating" if before else "Creating",
             "instanceType": properties["instanceType"],
             "model": properties.get("model"),
-            "privateNetworkConnection": bool(properties.get("privateNetworkConnection")),
             "egressPublicNetworkAccess": properties.get("egressPublicNetworkAccess") or "Enabled",
             "endpointComputeType": "Managed",
         },

@@ -151,6 +151,7 @@ class Scoring:
             except requests.Timeout:
                 return _error(408, "RequestTimeout", f"The model did not answer within {timeout:g} s."), 0
             except requests.ConnectionError:
+                self._serving.forget_addresses()
                 return _error(503, "ServiceUnavailable", "upstream connect error or disconnect/reset"), 0
             return self._judge(answer, content), answer.status_code
         finally:

@@ -47,6 +47,7 @@ class Serving:
         self._folder = folder
         self._transfers = transfers
         self._lock = threading.Lock()
+        self._addresses: dict[str, tuple[str, str]] = {}
         if server_source:
             _serve_from(server_source)
 
@@ -117,7 +118,16 @@ class Serving:
 
     def address(self, endpoint: str) -> tuple[str, str]:
         """The gateway's URL of an endpoint, and the key it takes."""
-        return self._local.ensure_endpoint(endpoint).url, self._local.home.endpoint_key(endpoint)
+        if endpoint not in self._addresses:
+            self._addresses[endpoint] = (
+                self._local.ensure_endpoint(endpoint).url,
+                self._local.home.endpoint_key(endpoint),
+            )
+        return self._addresses[endpoint]
+
+    def forget_addresses(self) -> None:
+        """Look anew where the gateway is."""
+        self._addresses.clear()
 
     def _fetch(self, place: Place) -> Path:
         """The folder that holds the model as `model`, fetched once."""

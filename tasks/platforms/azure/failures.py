@@ -102,7 +102,7 @@ def signature_of(*texts: str) -> Signature | None:
 # The message of a command that ended badly quotes its output, where any word of the others may stand.
 _USER_PROCESS = re.compile(r"User (?:process|program)|exited with (?:status )?code|non-zero exit code", re.IGNORECASE)
 _STATUS_CODE = re.compile(r"(?:status|exit) code:? (-?\d+)", re.IGNORECASE)
-_QUOTED_OUTPUT = re.compile(r"\s*(?:Please check log file|Error:|Traceback)", re.IGNORECASE)
+_QUOTED_OUTPUT = re.compile(r"(?<=[.\s])(?:Please check log file|Error:|Traceback)", re.IGNORECASE)
 _KILLED = {"137": "was killed, as it is when the node's memory is used up", "-9": "was killed"}
 _SAID_KINDS = {"configuration": Failure.USER_CODE, "data": Failure.DATA, "preempted": Failure.PREEMPTION}
 _INPUT_KINDS = ("configuration", "data")

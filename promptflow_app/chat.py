@@ -172,6 +172,8 @@ def _post(endpoint: Endpoint, server: str, messages: list[dict], deployment: str
     session = requests.Session()
     # A proxy of the environment, or a .netrc, must not come between this app and its own machine.
     session.trust_env = not _is_loopback(endpoint.url)
+    if not session.trust_env:  # but whom it trusts is the environment's still
+        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
     timeout = (CONNECT_SECONDS, endpoint.timeout_seconds)
     body = contract.request(messages, generation)
     try:
@@ -180,6 +182,10 @@ def _post(endpoint: Endpoint, server: str, messages: list[dict], deployment: str
         raise ChatError(
             f"The endpoint {endpoint.url} did not answer within {endpoint.timeout_seconds:g} seconds. "
             "Try again, or set PHIFLOW_REQUEST_TIMEOUT_SECONDS."
+        ) from error
+    except requests.exceptions.SSLError as error:
+        raise ChatError(
+            f"The certificate of the endpoint {endpoint.url} is not trusted. Set REQUESTS_CA_BUNDLE to its authority's."
         ) from error
     except requests.ConnectionError as error:
         raise ChatError(

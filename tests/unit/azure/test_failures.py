@@ -12,7 +12,8 @@ from tasks.platforms.errors import Failure
 LOGS = ("azureml-logs/20_image_build_log.txt", "system_logs/lifecycler/lifecycler.log", "user_logs/std_log.txt")
 DATA = (
     '{"NonCompliant":"DataAccessError(NotFound)"}\n{"code": "data-capability.UriMountSession.PyFuseError",'
-    ' "target": "", "category": "UserError", "error_details": [{"key": "NonCompliantReason", "value": "DataAccessError(NotFound)"}]}'
+    ' "target": "", "category": "UserError",'
+    ' "error_details": [{"key": "NonCompliantReason", "value": "DataAccessError(NotFound)"}]}'
 )
 
 

@@ -22,10 +22,17 @@ CONTEXT_MESSAGES = 9
 
 
 class ScriptedEndpoint:
-    """Answers `You said: <question> (<n> before)`; some questions make it fail in a certain way."""
+    """Answers `You said: <question> (<n> before)`; some questions make it fail in a certain way.
+
+    Args:
+        path: the one path it knows; /score takes a table of chats and answers at once.
+    """
+
+    def __init__(self, path: str = "/v1/chat/completions") -> None:
+        self._path = path
 
     def __enter__(self) -> ScriptedEndpoint:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"known_path": self._path}))
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         return self
@@ -41,6 +48,7 @@ class ScriptedEndpoint:
 
 class _Handler(BaseHTTPRequestHandler):
     bodies: list[dict] = []  # noqa: RUF012 - shared on purpose
+    known_path = ""
     protocol_version = "HTTP/1.0"
 
     def log_message(self, *_: object) -> None:
@@ -49,6 +57,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.bodies.append(body)
+        if self.path != self.known_path:
+            self._refuse(404, "no such path")
+            return
+        if self.path == "/score":
+            body = {"messages": body["input_data"]["data"][0][0]}
         question = body["messages"][-1]["content"]
         if self.headers["Authorization"] != f"Bearer {KEY}":
             self._refuse(401, "no such key")
@@ -64,6 +77,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps({"error": {"message": message, "code": code}}).encode())
 
     def _answer(self, question: str, num_before: int) -> None:
+        if self.path == "/score":
+            self._start(200, "application/json")
+            message = {"role": "assistant", "content": f"You said: {question} ({num_before} before) → été"}
+            answer = [{"choices": [{"index": 0, "message": message}]}] if question != "break off" else []
+            self.wfile.write(json.dumps(answer, ensure_ascii=False).encode())
+            return
         self._start(200, "text/event-stream")
         if question == "fail at once":
             self._send({"error": {"message": "it stumbled"}})

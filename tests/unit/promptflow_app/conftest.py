@@ -29,6 +29,15 @@ def endpoint():
 
 
 @pytest.fixture(scope="session")
+def mlflow_endpoint():
+    """An endpoint with an MLflow model that is served without code."""
+    from chat_parts import ScriptedEndpoint
+
+    with ScriptedEndpoint("/score") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def app(endpoint, tmp_path_factory: pytest.TempPathFactory):
     """The served chat app, ready."""
     from chat_parts import RunningApp

@@ -111,3 +111,35 @@ def test_wrong_setting_is_named(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(ChatError, match=f"{name} is '{value}'"):
         Endpoint.from_environment()
+
+
+@pytest.mark.parametrize("server", ["openai", "mlflow"])
+def test_either_kind_of_server_is_asked(endpoint, mlflow_endpoint, server):
+    """Whichever kind the app was told of, it asks the one that is there, and reads its answer."""
+    for running in (endpoint, mlflow_endpoint):
+        reply = ask(Endpoint(url=running.url, key=KEY, server=server), "né?", [TURN])
+        assert (reply["deployment"], "".join(reply.pieces())) == ("v7-3fa9", "You said: né? (2 before) → été")
+
+
+def test_a_model_without_code_gets_its_parameters(mlflow_endpoint):
+    """Length and temperature reach it by its own names, and without a temperature it does not sample."""
+    list(ask(Endpoint(url=mlflow_endpoint.url, key=KEY, server="mlflow", temperature=0.0), "hi", []).pieces())
+    assert mlflow_endpoint.requests()[-1]["params"] == {"do_sample": False}
+    endpoint = Endpoint(url=mlflow_endpoint.url, key=KEY, server="mlflow", max_tokens=9, temperature=0.7)
+    list(ask(endpoint, "hi", []).pieces())
+    expected = {"do_sample": True, "max_new_tokens": 9, "temperature": 0.7}
+    assert mlflow_endpoint.requests()[-1]["params"] == expected
+
+
+def test_an_answer_of_another_form_is_one_line(mlflow_endpoint):
+    """An answer without a message in it is said to be broken off."""
+    with pytest.raises(ChatError, match="broke off"):
+        ask(Endpoint(url=mlflow_endpoint.url, key=KEY, server="mlflow"), "break off", [])
+
+
+def test_an_unknown_kind_of_server_is_refused(endpoint, monkeypatch):
+    """A setting that names no kind of server is said at once."""
+    monkeypatch.setenv("PHIFLOW_ENDPOINT_URL", endpoint.url)
+    monkeypatch.setenv("PHIFLOW_ENDPOINT_SERVER", "triton")
+    with pytest.raises(ChatError, match="'triton'; set it to openai or mlflow"):
+        Endpoint.from_environment()

@@ -6,6 +6,7 @@ from tasks.config import PipelineConfig
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import RolloutError
 from tasks.platforms.refs import TrafficSplit
+from tasks.step import log
 
 
 def roll_back(config: PipelineConfig, reason: str, to_version: str = "") -> TrafficSplit:
@@ -20,7 +21,7 @@ def roll_back(config: PipelineConfig, reason: str, to_version: str = "") -> Traf
         others = [
             d
             for d in status.deployments
-            if d.name != current.name and (not to_version or d.model_version == to_version)
+            if d.name != current.name and d.model_version and (not to_version or d.model_version == to_version)
         ]
         others = [d for d in others if not platform.read_model(config.model_name, d.model_version).rejected]
         if not others:
@@ -32,6 +33,11 @@ def roll_back(config: PipelineConfig, reason: str, to_version: str = "") -> Traf
         target = others[-1]
         if target.state != "ready":
             raise RolloutError(f"Deployment {target.name} is {target.state}, not ready.", fix=target.error)
-        if target.model_version != current.model_version:
+        if current.model_version and target.model_version != current.model_version:
             platform.reject_model(platform.read_model(config.model_name, current.model_version), reason)
-        return platform.set_traffic(name, {target.name: 100}, f"rolled back: {reason}")
+        split = platform.set_traffic(name, {target.name: 100}, f"rolled back: {reason}")
+        if current.cost:
+            log().warning(
+                "Left deployment=%s without traffic; the next rollout retires it. %s", current.name, current.cost
+            )
+        return split

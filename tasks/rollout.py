@@ -16,7 +16,7 @@ from prefect.runtime import flow_run
 
 from tasks.config import PlatformConfig, RolloutConfig, ServingConfig
 from tasks.platforms.connect import connect
-from tasks.platforms.errors import GateRefusedError, PhiflowError, RolloutError
+from tasks.platforms.errors import Failure, GateRefusedError, PhiflowError, RolloutError
 from tasks.platforms.port import Platform
 from tasks.platforms.refs import (
     DeploymentRef,
@@ -62,6 +62,9 @@ def undo_recorded_rollout(platform: Platform, endpoint: str, run_id: str = "") -
         platform.set_traffic(endpoint, before, f"undid the unfinished rollout of {status.rollout.candidate}")
         log().warning("Restored traffic endpoint=%s after an unfinished rollout", endpoint)
     platform.record_rollout(endpoint, None)
+    left = next((d for d in status.deployments if d.name == status.rollout.candidate and d.cost), None)
+    if left:
+        log().warning("Left deployment=%s; the next rollout adopts or retires it. %s", left.name, left.cost)
     return True
 
 
@@ -132,7 +135,12 @@ def deploy(
         if status.state == "ready":
             return deployment
         if status.state == "failed":
-            raise RolloutError(f"Deployment {deployment.name} on {before.name} did not start: {status.error}")
+            raise RolloutError(
+                f"Deployment {deployment.name} on {before.name} did not start: {status.error}",
+                fix=status.fix,
+                detail=status.log_tail,
+                failure=Failure(status.failure) if status.failure else None,
+            )
         if time.monotonic() > deadline:
             raise RolloutError(
                 f"Deployment {deployment.name} on {before.name} was not ready within "
@@ -239,13 +247,28 @@ def restore_traffic(place: PlatformConfig, before: EndpointStatus, error: BaseEx
         return
     candidate = now.rollout.candidate
     if dict(now.traffic.percents).get(candidate, 0) > 0:
-        why = f"restored: {error.message if isinstance(error, PhiflowError) else type(error).__name__}"
-        platform.set_traffic(before.name, {n: p for n, p in before.traffic.percents if p}, why)
-    known = {deployment.name for deployment in before.deployments}
-    platform.record_rollout(before.name, None)
-    if candidate not in known:
-        platform.delete_deployment(before.name, candidate)
+        what = error.message if isinstance(error, PhiflowError) else type(error).__name__
+        try:
+            platform.set_traffic(before.name, {n: p for n, p in before.traffic.percents if p}, f"restored: {what}")
+        except PhiflowError as failure:
+            raise RolloutError(
+                f"{what} And the traffic of {before.name} could not be put back: {failure.message}",
+                fix=f"The next run puts it back, or: phiflow roll-back. {failure.fix}".strip(),
+            ) from failure
     log().warning("Restored traffic endpoint=%s percents=%s", before.name, dict(before.traffic.percents))
+    platform.record_rollout(before.name, None)
+    if candidate not in {deployment.name for deployment in before.deployments}:
+        _delete_or_tell(platform, before.name, candidate)
+
+
+def _delete_or_tell(platform: Platform, endpoint: str, deployment: str) -> bool:
+    """Delete a deployment that nobody needs; when that fails, say what is left, since more important things go on."""
+    try:
+        platform.delete_deployment(endpoint, deployment)
+    except PhiflowError as error:
+        log().warning("Could not delete deployment=%s: %s", deployment, error)
+        return False
+    return True
 
 
 @step(cache_policy=NO_CACHE)
@@ -261,6 +284,6 @@ def retire_deployments(
     idle.sort(key=lambda name: name == before.traffic.main)
     retired = idle[: max(0, len(idle) - limits.keep_previous)]
     for name in retired:
-        platform.delete_deployment(traffic.endpoint, name)
-        log().info("Retired deployment=%s", name)
+        if _delete_or_tell(platform, traffic.endpoint, name):
+            log().info("Retired deployment=%s", name)
     return platform.read_endpoint(traffic.endpoint) or status

@@ -299,7 +299,10 @@ class RolloutRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentStatus:
-    """A deployment as it is now; of one that failed, the reason, what to do, its class and the end of its log."""
+    """A deployment as it is now; of one that failed, the reason, what to do, its class and the end of its log.
+
+    `cost` says what it costs while it is there, and how to end that; empty where it costs nothing.
+    """
 
     name: str
     model_version: str
@@ -309,6 +312,7 @@ class DeploymentStatus:
     fix: str = ""
     failure: str = ""
     log_tail: tuple[str, ...] = ()
+    cost: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,8 +23,9 @@ MODEL, VERSION, DIGEST, SERVER = "phiflow.model", "phiflow.version", "phiflow.di
 # The service refuses more: https://learn.microsoft.com/azure/machine-learning/reference-yaml-deployment-managed-online
 _LONGEST_REQUEST_SECONDS = 180.0
 _BEGIN_SECONDS = 300.0
-# One that is still being created is deleted only when that has ended, which may take as long as an image's build.
-_DELETE_SECONDS = 1800.0
+# One that is still being created may be deleted only when that has ended.
+_BEGIN_DELETE_SECONDS = 600.0
+_DELETE_SECONDS = 900.0
 _LOG_LINES = 60
 _TOLD_LINES = 20
 _STATES = {"Succeeded": "ready", "Failed": "failed", "Canceled": "failed"}
@@ -83,7 +84,8 @@ class Deployments:
         name, state = deployment["name"], _STATES.get(state_of(deployment), "starting")
         told: dict[str, Any] = self._explain(endpoint, deployment) if state == "failed" else {}
         version = tags_of(deployment).get(VERSION, "")
-        return DeploymentStatus(name=name, model_version=version, state=state, percent=percent, **told)
+        cost = f"It bills by the hour until it is deleted: {self.delete_command(endpoint, name)}"
+        return DeploymentStatus(name=name, model_version=version, state=state, percent=percent, cost=cost, **told)
 
     def delete(self, endpoint: str, name: str) -> None:
         """Delete it, and wait until it is gone; whatever ends the wait early says what is left and how to delete it."""
@@ -98,7 +100,7 @@ class Deployments:
                 return found is None or state_of(found) == "Deleting"
 
             if not is_going():
-                resource.begin(lambda: delete(name, endpoint), is_going, _DELETE_SECONDS)
+                resource.begin(lambda: delete(name, endpoint), is_going, _BEGIN_DELETE_SECONDS)
             if resource.await_settled(_DELETE_SECONDS) is not None:
                 raise ConflictError(f"Deployment {name} on endpoint {endpoint} is there after its deletion.")
 

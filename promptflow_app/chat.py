@@ -14,6 +14,7 @@ from contracts import CONTRACTS, Broken, Generation
 
 CONNECT_SECONDS = 5.0
 DEPLOYMENT_HEADER = "azureml-model-deployment"
+MODEL_STATUS_HEADER = "ms-azureml-model-error-statuscode"
 
 
 class ChatError(Exception):
@@ -140,7 +141,7 @@ def ask(endpoint: Endpoint, question: str, turns: list[dict]) -> Reply:
         if code == "context_length_exceeded" and turns:
             turns = turns[(len(turns) + 1) // 2 :]
             continue
-        raise ChatError(_explain(response.status_code, message, endpoint.url))
+        raise ChatError(_explain(_status(response), message, endpoint.url))
 
 
 def _post_to_either(endpoint: Endpoint, messages: list[dict]) -> tuple[str, requests.Response]:
@@ -150,11 +151,11 @@ def _post_to_either(endpoint: Endpoint, messages: list[dict]) -> tuple[str, requ
     """
     first = _post(endpoint, endpoint.server, messages)
     deployment = first.headers.get(DEPLOYMENT_HEADER, "")
-    if first.status_code != 404 or not deployment:
+    if _status(first) != 404 or not deployment:
         return endpoint.server, first
     (other,) = set(CONTRACTS) - {endpoint.server}
     second = _post(endpoint, other, messages, deployment)
-    if second.status_code == 404:
+    if _status(second) == 404:
         second.close()
         return endpoint.server, first
     first.close()
@@ -193,6 +194,12 @@ def _post(endpoint: Endpoint, server: str, messages: list[dict], deployment: str
         ) from error
     except (requests.RequestException, UnicodeError) as error:
         raise ChatError(f"The endpoint {endpoint.url} cannot be asked ({type(error).__name__}).") from None
+
+
+def _status(response: requests.Response) -> int:
+    """What the model's server answered; Azure's endpoint says 424 for it, and the status in a header."""
+    told = response.headers.get(MODEL_STATUS_HEADER, "")
+    return int(told) if response.status_code == 424 and told.isdigit() else response.status_code
 
 
 def _explain(status: int, message: str, url: str) -> str:

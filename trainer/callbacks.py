@@ -51,9 +51,9 @@ class ProgressCallback(TrainerCallback):
         now = time.monotonic()
         diverged = not math.isfinite(self.loss) and state.global_step > self._first_step
         tokens, self.step_tokens = self.step_tokens, 0
-        mine = [tokens, bool(self.interruption.requested), diverged]
-        tokens, interrupted, any_diverged = summed([float(value) for value in mine], str(args.device))
-        self.num_tokens += int(tokens)
+        mine = [float(value) for value in (tokens, bool(self.interruption.requested), diverged)]
+        all_tokens, interrupted, any_diverged = summed(mine, str(args.device))
+        self.num_tokens += int(all_tokens)
         if any_diverged:
             raise diverged_error(self.loss, state.global_step, args.learning_rate)
         last = state.global_step >= state.max_steps

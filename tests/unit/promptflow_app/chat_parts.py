@@ -26,13 +26,14 @@ class ScriptedEndpoint:
 
     Args:
         path: the one path it knows; /score takes a table of chats and answers at once.
+        wraps: a refusal is told as Azure's endpoint tells its model's, with 424.
     """
 
-    def __init__(self, path: str = "/v1/chat/completions") -> None:
-        self._path = path
+    def __init__(self, path: str = "/v1/chat/completions", *, wraps: bool = False) -> None:
+        self._handler = type("Handler", (_Handler,), {"known_path": path, "wraps": wraps})
 
     def __enter__(self) -> ScriptedEndpoint:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"known_path": self._path}))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         return self
@@ -49,6 +50,7 @@ class ScriptedEndpoint:
 class _Handler(BaseHTTPRequestHandler):
     bodies: list[dict] = []  # noqa: RUF012 - shared on purpose
     known_path = ""
+    wraps = False
     protocol_version = "HTTP/1.0"
 
     def log_message(self, *_: object) -> None:
@@ -98,7 +100,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _start(self, status: int, kind: str) -> None:
-        self.send_response(status)
+        wrapped = self.wraps and status >= 400
+        self.send_response(424 if wrapped else status)
+        if wrapped:
+            self.send_header("ms-azureml-model-error-statuscode", str(status))
         self.send_header("Content-Type", kind)
         self.send_header("azureml-model-deployment", "v7-3fa9")
         self.end_headers()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from chat import ChatError, Endpoint, ask, build_messages
-from chat_parts import CONTEXT_MESSAGES, KEY, free_port
+from chat_parts import CONTEXT_MESSAGES, KEY, ScriptedEndpoint, free_port
 
 TURN = {"question": "q", "answer": "a"}
 
@@ -143,3 +143,12 @@ def test_an_unknown_kind_of_server_is_refused(endpoint, monkeypatch):
     monkeypatch.setenv("PHIFLOW_ENDPOINT_SERVER", "triton")
     with pytest.raises(ChatError, match="'triton'; set it to openai or mlflow"):
         Endpoint.from_environment()
+
+
+def test_what_azure_wraps_is_read_as_the_models_own():
+    """Behind Azure's endpoint, which says 424 for its model's refusals, the model's status decides all the same."""
+    with ScriptedEndpoint("/score", wraps=True) as running:
+        reply = ask(Endpoint(url=running.url, key=KEY), "hi", [])
+        assert "".join(reply.pieces()) == "You said: hi (0 before) → été"
+        with pytest.raises(ChatError, match="is busy: as asked"):
+            ask(Endpoint(url=running.url, key=KEY, server="mlflow"), "status 429", [])

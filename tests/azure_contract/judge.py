@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.azure_contract.allowlist import ALLOWED, UNJUDGED
@@ -17,7 +17,8 @@ from tests.azure_contract.schemas import read
 from tests.azure_contract.swagger import Swagger, read_request, read_response
 
 ROOT = Path(__file__).resolve().parents[2]
-_STATUS = re.compile(r"operation(s?)status(es)?$", re.IGNORECASE)
+_STATUS = re.compile(r"operations?status(es)?$", re.IGNORECASE)
+_RESULT = re.compile(r"operationresults$", re.IGNORECASE)
 # The common types say text; a client that waits for one of the first three waits for ever for any other.
 _STATES = ("Succeeded", "Failed", "Canceled", "InProgress", "Creating", "Updating", "Deleting", "Running", "Accepted")
 
@@ -104,12 +105,14 @@ class Judge:
             self.bicep.read_request(exchange, reading)
         elif operation := self.swagger.nearest(exchange):
             read_request(operation, exchange, reading)
-        elif not self._is_status(exchange):
+        elif not _is_kind(_STATUS, exchange) and not _is_kind(_RESULT, exchange):
             reading.note("path", "operation", f"no description has {exchange.method} {exchange.path}")
 
     def _read_response(self, exchange: Exchange, reading: Reading) -> None:
         operation = self.swagger.exact(exchange)
-        if self._is_status(exchange):
+        if _is_kind(_RESULT, exchange):
+            self._read_result(exchange, reading)
+        elif _is_kind(_STATUS, exchange):
             if exchange.status != 202 or exchange.response is not None:
                 read(self.swagger.operation_status, exchange.response, "response", reading, required=True)
                 state = exchange.response.get("status") if isinstance(exchange.response, dict) else None
@@ -120,9 +123,22 @@ class Judge:
         elif operation := operation or self.swagger.nearest(exchange):
             read_response(operation, exchange, reading)
 
-    def _is_status(self, exchange: Exchange) -> bool:
-        kinds = exchange.segments[0::2]
-        return exchange.method == "GET" and bool(kinds) and bool(_STATUS.search(kinds[-1]))
+    def _read_result(self, exchange: Exchange, reading: Reading) -> None:
+        """What an operation ends in is nothing, or what its resource is when it is read."""
+        if exchange.status not in (200, 202, 204) and exchange.status < 400:
+            reading.note("status", "status", f"{exchange.status} is none of 200, 202, 204")
+        if exchange.response is None:
+            return
+        resource_id = exchange.response.get("id") if isinstance(exchange.response, dict) else None
+        if not isinstance(resource_id, str):
+            reading.note("response.id", "required", "is missing")
+        else:
+            self._read_response(replace(exchange, path=resource_id), reading)
+
+
+def _is_kind(pattern: re.Pattern[str], exchange: Exchange) -> bool:
+    kinds = exchange.segments[0::2]
+    return exchange.method == "GET" and bool(kinds) and bool(pattern.search(kinds[-1]))
 
 
 def _where(problem: Problem) -> str:

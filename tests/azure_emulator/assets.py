@@ -169,8 +169,12 @@ class Assets:
             "nextVersion": str(max(numbers, default=0) + 1),
         }
         properties = dict(container["properties"])
-        kind = {"dataType": properties.pop("dataType")} if "dataType" in properties else {}
-        return {**container, "properties": {**properties, **told, **kind}}
+        if "dataType" not in properties:
+            return {**container, "properties": {**properties, **told}}
+        kind = {"dataType": properties.pop("dataType")}
+        # Of data alone the service does not say who changed the container.
+        times = {key: said for key, said in container["systemData"].items() if not key.startswith("lastModifiedBy")}
+        return {**container, "properties": {**properties, **told, **kind}, "systemData": times}
 
     def _id(self, request: Request) -> str:
         return f"{self._base}/{request.parameters['name']}/versions/{request.parameters['version']}"

@@ -136,7 +136,8 @@ def _read_object(file: Path, node: Node, value: dict[str, Any], place: str, read
     more = node.get("additionalProperties")
     for name, item in value.items():
         where = f"{place}.{name}"
-        if told := properties.get(name):
+        if name in properties:
+            told = properties[name]
             if reading.direction == "request" and told["flags"] & _READ_ONLY and not (envelope and name in _ENVELOPE):
                 reading.note(where, "read-only", f"{shown(item)} was sent, which only the service may say")
             read(file, told["type"], item, where, reading, must=bool(told["flags"] & _REQUIRED))

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from tests.azure_emulator.deployments import BusyError, RefusedError, shown
 from tests.azure_emulator.endpoint_spec import InvalidEndpointError
-from tests.azure_emulator.endpoints import BusyError, RefusedError
 from tests.azure_emulator.execution import Execution
 from tests.azure_emulator.monitor import BadQueryError
 from tests.azure_emulator.web import Answer, Request, ServiceError, not_found, user_error
@@ -25,6 +25,7 @@ class EndpointRoutes:
         self._it = execution
         self._emulator = execution.emulator
         self._endpoints = execution.endpoints
+        self._deployments = execution.deployments
 
     def register(self, register: Register) -> None:
         """Make the routes known."""
@@ -74,7 +75,7 @@ class EndpointRoutes:
         return Answer(200, self._required(request))
 
     def _list(self, request: Request) -> Answer:
-        return Answer(200, {"value": self._endpoints.list()})
+        return self._emulator.page(request, self._endpoints.list())
 
     def _delete(self, request: Request) -> Answer:
         name = request.parameters["name"]
@@ -114,7 +115,7 @@ class EndpointRoutes:
         operation = self._begin(request, self._endpoints.id(name, deployment), "od")
         where = self._emulator.operations.status_url(operation, request.api_version)
         try:
-            new, resource = self._endpoints.put_deployment(name, deployment, request.json, where)
+            new, resource = self._deployments.put(name, deployment, request.json, where)
         except Exception as error:
             self._refuse(operation, error)
             raise
@@ -132,12 +133,12 @@ class EndpointRoutes:
 
     def _list_deployments(self, request: Request) -> Answer:
         self._required(request)
-        found = self._endpoints.deployments(request.parameters["name"])
-        return Answer(200, {"value": [self._endpoints.shown(one) for one in found]})
+        found = self._deployments.stored(request.parameters["name"])
+        return self._emulator.page(request, [shown(one) for one in found])
 
     def _delete_deployment(self, request: Request) -> Answer:
         name, deployment = request.parameters["name"], request.parameters["deployment"]
-        if not self._endpoints.begin_delete_deployment(name, deployment):
+        if not self._deployments.begin_delete(name, deployment):
             return Answer(204)
         operation = self._begin(request, self._endpoints.id(name, deployment), "od")
         self._it.begin(operation, name, deployment, delete=True)
@@ -148,7 +149,7 @@ class EndpointRoutes:
         kind = str(request.json.get("containerType") or "InferenceServer")
         lines = int(request.json.get("tail") or 50)
         name, deployment = request.parameters["name"], request.parameters["deployment"]
-        return Answer(200, {"content": self._endpoints.log(name, deployment, kind, lines)})
+        return Answer(200, {"content": self._deployments.log(name, deployment, kind, lines)})
 
     def _skus(self, request: Request) -> Answer:
         self._required_deployment(request)
@@ -182,7 +183,7 @@ class EndpointRoutes:
 
     def _required_deployment(self, request: Request) -> dict[str, Any]:
         name, deployment = request.parameters["name"], request.parameters["deployment"]
-        found = self._endpoints.get_deployment(name, deployment)
+        found = self._deployments.get(name, deployment)
         if found is None:
             raise not_found(f"Could not find deployment {deployment} of online endpoint {name}.")
         return found

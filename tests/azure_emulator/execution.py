@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.azure_emulator import scripts
+from tests.azure_emulator.deployments import Deployments
 from tests.azure_emulator.endpoints import Endpoints
 from tests.azure_emulator.job_files import Place, Transfers
 from tests.azure_emulator.job_records import JobRecords
@@ -60,9 +61,16 @@ class Execution:
         self.mlflow = Mlflow(emulator.local.tracking_url, state, self.jobs.get)
         self.monitor = Monitor(state / "requests.jsonl", emulator.options.monitor_lag)
         self.serving = Serving(emulator.local, state / "models", self._transfers, source)
-        self.endpoints = Endpoints(
-            workspace, store, self.specs, self.serving, emulator.url, emulator.scenarios, PHASE_SECONDS
+        self.deployments = Deployments(
+            workspace,
+            store,
+            self.specs,
+            self.serving,
+            emulator.scenarios,
+            url=emulator.url,
+            phase_seconds=PHASE_SECONDS,
         )
+        self.endpoints = Endpoints(workspace, store, self.deployments, url=emulator.url, phase_seconds=PHASE_SECONDS)
         self.scoring = Scoring(self.endpoints.find, self.serving, self.monitor)
         self.closed = threading.Event()
 
@@ -107,10 +115,7 @@ class Execution:
             operations.finish(operation, error)
 
     def _revive(self) -> None:
-        try:
-            self.endpoints.restart_servers()
-        except Exception:  # the emulator serves what it can
-            _log.exception("Could not restart all model servers")
+        self.deployments.restart_servers()
         for record in self.emulator.operations.unfinished():
             _, found, rest = record["resource"].partition("/onlineEndpoints/")
             if record["family"] != "mfe" or not found:

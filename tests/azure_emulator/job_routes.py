@@ -70,7 +70,7 @@ class JobRoutes:
         return Answer(200)
 
     def _list(self, request: Request) -> Answer:
-        return Answer(200, {"value": self._it.jobs.list(request.query)})
+        return self._emulator.page(request, self._it.jobs.list(request.query))
 
     def _cancel(self, request: Request) -> Answer:
         name = request.parameters["name"]

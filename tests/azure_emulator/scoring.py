@@ -186,7 +186,7 @@ def _is_authorized(resource: Mapping[str, Any], keys: Mapping[str, str], header:
 
 def _choose(resource: Mapping[str, Any], deployments: Mapping[str, Any], asked: str | None) -> str | None:
     if asked is not None:
-        return asked if asked in deployments and deployments[asked]["properties"].get("localName") else None
+        return asked if asked in deployments else None
     weights = {name: percent for name, percent in resource["properties"]["traffic"].items() if percent}
     weights = {name: percent for name, percent in weights.items() if name in deployments}
     return random.choices(list(weights), list(weights.values()))[0] if weights else None

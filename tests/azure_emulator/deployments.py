@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tests.azure_emulator import endpoint_spec, scripts
 from tests.azure_emulator.endpoint_spec import InvalidEndpointError, asset_id
 from tests.azure_emulator.job_spec import JobSpecs, seconds_of
-from tests.azure_emulator.node import now
+from tests.azure_emulator.node_records import now
 from tests.azure_emulator.scenarios import Scenarios
 from tests.azure_emulator.serving import Serving, ServingError
 from tests.azure_emulator.uris import NoSuchPlaceError, Uris
@@ -24,7 +24,8 @@ BUSY = ("Creating", "Updating", "Deleting")
 _READY_SECONDS = 900.0
 _POLL_SECONDS = 0.1
 # Told to nobody: the server that answers, the one that is being started, and what a scenario wants.
-HIDDEN = ("localName", "startingName", "script", "wantedTraffic")
+_SERVERS = ("localName", "startingName")
+HIDDEN = (*_SERVERS, "script", "wantedTraffic")
 
 
 class BusyError(Exception):
@@ -84,10 +85,8 @@ class Deployments:
             if script.get("refused"):
                 raise RefusedError(scripts.quota_refused(size, self._workspace.split("/")[2]))
             resource = endpoint_spec.deployment_resource(self.id(endpoint, name), body, operation, before, now())
-            kept = (
-                {key: before["properties"][key] for key in HIDDEN[:2] if key in before["properties"]} if before else {}
-            )
-            resource["properties"] |= {**kept, "script": script}
+            known = before["properties"] if before else {}
+            resource["properties"] |= {key: known[key] for key in _SERVERS if key in known} | {"script": script}
             self._store.put(resource["id"], resource)
         return before is None, shown(resource)
 
@@ -225,7 +224,8 @@ class Deployments:
         """Forget the deployment, and end its servers."""
         resource = self._store.get(self.id(endpoint, name))
         self._store.delete(self.id(endpoint, name))
-        for local_name in {resource["properties"].get(key) for key in HIDDEN[:2]} - {None} if resource else ():
+        properties = resource["properties"] if resource else {}
+        for local_name in {properties[key] for key in _SERVERS if key in properties}:
             self._serving.stop(endpoint, local_name)
 
     def log(self, endpoint: str, name: str, kind: str, lines: int) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.azure_emulator import endpoint_spec
 from tests.azure_emulator.deployments import BUSY, BusyError, Deployments, shown
-from tests.azure_emulator.node import now
+from tests.azure_emulator.node_records import now
 from tests.azure_emulator.serving import ServingError
 
 if TYPE_CHECKING:

@@ -61,16 +61,9 @@ class Execution:
         self.mlflow = Mlflow(emulator.local.tracking_url, state, self.jobs.get)
         self.monitor = Monitor(state / "requests.jsonl", emulator.options.monitor_lag)
         self.serving = Serving(emulator.local, state / "models", self._transfers, source)
-        self.deployments = Deployments(
-            workspace,
-            store,
-            self.specs,
-            self.serving,
-            emulator.scenarios,
-            url=emulator.url,
-            phase_seconds=PHASE_SECONDS,
-        )
-        self.endpoints = Endpoints(workspace, store, self.deployments, url=emulator.url, phase_seconds=PHASE_SECONDS)
+        told: dict[str, Any] = {"url": emulator.url, "phase_seconds": PHASE_SECONDS}
+        self.deployments = Deployments(workspace, store, self.specs, self.serving, emulator.scenarios, **told)
+        self.endpoints = Endpoints(workspace, store, self.deployments, **told)
         self.scoring = Scoring(self.endpoints.find, self.serving, self.monitor)
         self.closed = threading.Event()
 

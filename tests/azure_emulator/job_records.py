@@ -14,7 +14,7 @@ from typing import Any
 
 from tasks.platforms.local.processes import spawn_detached
 from tests.azure_emulator import node_errors
-from tests.azure_emulator.node import now, read_json, write_json
+from tests.azure_emulator.node_records import now, read_json, write_json
 
 ENDED = ("Completed", "Failed", "Canceled")
 _ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.azure_emulator.job_records import ENDED, JobRecords
 from tests.azure_emulator.job_spec import IMMUTABLE, InvalidJobError, JobSpecs
-from tests.azure_emulator.node import now
+from tests.azure_emulator.node_records import now
 
 _CHANGEABLE = ("description", "displayName", "tags", "isArchived", "experimentName")
 _EXISTS = (

@@ -13,7 +13,7 @@ from typing import Any
 import requests
 
 from tests.azure_emulator import mlflow_ids
-from tests.azure_emulator.node import read_json, write_json
+from tests.azure_emulator.node_records import read_json, write_json
 
 _KNOWN = (
     *(f"experiments/{call}" for call in ("create", "get", "get-by-name", "search", "list", "update", "delete")),

@@ -10,28 +10,24 @@ Usage: python -m tests.azure_emulator.node JOB_FOLDER
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import fnmatch
-import json
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import traceback
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from tests.azure_emulator import node_errors
+from tests.azure_emulator import node_errors, node_processes
 from tests.azure_emulator.azurite import open_client
 from tests.azure_emulator.job_files import Mirror, Place, Transfers
 from tests.azure_emulator.node_errors import JobError
+from tests.azure_emulator.node_records import now, read_json, write_json, write_text
 
-_LOW_PRIORITY = 5  # a serving model keeps its latency while a job trains
 _POLL_SECONDS = 0.1
 _SEND_SECONDS = 1.0
 _TERM_SECONDS = 20.0
@@ -73,6 +69,7 @@ class Node:
         self._slots: list[IO[str]] = []
         self._sent = 0.0
         self._ran_since = 0.0
+        self._log = node_processes.log_names(self._job["processes"])[0]
         self._python, self._packages = Path(sys.executable), list[str]()
 
     def run(self) -> int:
@@ -244,8 +241,11 @@ class Node:
         values = self._place_files()
         command = self._job["script"].get("command") or self._job["command"]
         command = re.sub(r"\$\{\{\s*([\w.]+)\s*\}\}", lambda match: values[match[1]], command)
-        environment = self._environment(values)
-        processes = self._start(command, environment)
+        given = self._job["variables"]
+        variables = node_processes.container_variables(self._folder, self._python, self._packages, values, given)
+        world = self._job["processes"]
+        processes = node_processes.start(command, world, work=self._work, kept=self._kept, variables=variables)
+        write_json(self._folder / "process.json", {"node": os.getpid(), "groups": [child.pid for child in processes]})
         self._ran_since = time.monotonic()
         try:
             while any(child.poll() is None for child in processes):
@@ -254,66 +254,13 @@ class Node:
                 if any(child.poll() not in (None, 0) for child in processes):
                     break
         except Cancelled:
-            _end(processes, _TERM_SECONDS)
+            node_processes.end(processes, _TERM_SECONDS)
             raise
         finally:
-            _end(processes, 0.0)
+            node_processes.end(processes, 0.0)
         failed = next((child.returncode for child in processes if child.returncode), 0)
         if failed:
-            raise JobError(node_errors.user_process(command, failed, self._log_names[0], self._log_tail()))
-
-    def _environment(self, values: dict[str, str]) -> dict[str, str]:
-        """What a process in the job's container sees, and nothing of this machine."""
-        folders = {}
-        for key, value in values.items():
-            kind, _, name = key.partition(".")
-            folders[f"AZURE_ML_{kind[:-1].upper()}_{name}"] = value
-        home = self._folder / "home"
-        home.mkdir(exist_ok=True)
-        temporary = self._folder / "tmp"
-        temporary.mkdir(exist_ok=True)
-        base = {
-            "PATH": f"{self._python.parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": str(home),
-            "TMPDIR": str(temporary),
-            "LANG": "C.UTF-8",
-            "PYTHONUNBUFFERED": "1",
-            "AZUREML_CR_AZUREML_CONTEXT": "true",
-        }
-        given = {**base, **folders, **self._job["variables"]}
-        paths = [given.get("PYTHONPATH", ""), *self._packages]
-        return {**given, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-
-    def _start(self, command: str, environment: dict[str, str]) -> list[subprocess.Popen[bytes]]:
-        """One process, or as many as the distribution says, which then find each other by the usual variables."""
-        world = self._job["processes"]
-        logs = self._kept / "user_logs"
-        shutil.rmtree(logs, ignore_errors=True)
-        logs.mkdir(parents=True)
-        self._log_names = (
-            ["user_logs/std_log.txt"]
-            if world == 1
-            else [f"user_logs/std_log_process_{rank:02d}.txt" for rank in range(world)]
-        )
-        if world > 1:
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(world)}
-        started = []
-        for rank, name in enumerate(self._log_names):
-            ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if world > 1 else {}
-            with (self._kept / name).open("wb") as log:
-                child = subprocess.Popen(
-                    ["bash", "-c", command],
-                    cwd=self._work,
-                    env={**environment, **ranks},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    preexec_fn=_die_with_node,
-                )
-            started.append(child)
-        write_json(self._folder / "process.json", {"node": os.getpid(), "groups": [child.pid for child in started]})
-        return started
+            raise JobError(node_errors.user_process(command, failed, self._log, self._log_tail()))
 
     def _watch(self) -> None:
         """Send what changed, and let the scenario and the time limit have their say."""
@@ -354,62 +301,8 @@ class Node:
         shutil.rmtree(self._folder / "tmp", ignore_errors=True)
 
     def _log_tail(self) -> str:
-        text = (self._kept / self._log_names[0]).read_text(encoding="utf-8", errors="replace")
+        text = (self._kept / self._log).read_text(encoding="utf-8", errors="replace")
         return "\n".join(text.splitlines()[-15:])
-
-
-def _die_with_node() -> None:
-    os.nice(_LOW_PRIORITY)
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-def _end(processes: list[subprocess.Popen[bytes]], grace: float) -> None:
-    """Ask the processes and all they started to end, and after the grace end them."""
-    deadline = time.monotonic() + grace
-    for number, patience in ((signal.SIGTERM, deadline), (signal.SIGKILL, time.monotonic() + grace + 10)):
-        if number == signal.SIGTERM and not grace:
-            continue
-        for child in processes:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, number)
-        while any(child.poll() is None for child in processes) and time.monotonic() < patience:
-            time.sleep(0.05)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def now() -> str:
-    """This moment as the service writes it."""
-    return datetime.now(UTC).isoformat()
-
-
-def read_json(path: Path, default: Any = None) -> Any:
-    """Read a JSON file; the default when there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return default
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    write_text(path, json.dumps(value, indent=1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def main(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.azure_emulator.job_records import JobRecords
-from tests.azure_emulator.node import now
+from tests.azure_emulator.node_records import now
 
 # Folders whose files a run shows as its logs.
 _SHOWN = re.compile(r"(?:azureml-logs|logs|user_logs|system_logs)/.+")

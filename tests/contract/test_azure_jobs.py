@@ -17,7 +17,7 @@ import pytest
 
 from tasks.config import AzurePlatformConfig, ComputeConfig
 from tasks.platforms.connect import connect
-from tasks.platforms.errors import Failure
+from tasks.platforms.errors import ConflictError, Failure, PermissionDeniedError, PhiflowError
 from tasks.platforms.refs import (
     BaseModelRef,
     DataManifest,
@@ -182,6 +182,38 @@ def test_lost_answer_is_adopted(service: Service, spec: JobSpec) -> None:
     service.ended(job)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_passing_fault_makes_one_job(service: Service, spec: JobSpec, status: int) -> None:
+    """A submission that the service refuses for a moment is made once, without anybody's doing."""
+    service.process.reset()
+    service.runs("sleep 60")
+    match = {"method": "PUT", "path": "/jobs/", "times": 1}
+    service.process.add_scenario("status", match=match, status=status, headers={"Retry-After": "1"})
+    job = service.platform.submit_job(spec, "run-1")
+    created = [e for e in service.process.exchanges(path="/jobs/", method="PUT")["exchanges"] if e["status"] == 201]
+    assert (len(created), job.attempt) == (1, 1)
+    service.platform.cancel_job(job)
+    service.ended(job)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("status", "kind"), [(409, ConflictError), (403, PermissionDeniedError)])
+def test_refusal_is_one_line_and_no_job(service: Service, spec: JobSpec, status: int, kind: type[PhiflowError]) -> None:
+    """A submission that is refused names the job and leaves none; the same again submits attempt 1."""
+    service.process.reset()
+    match = {"method": "PUT", "path": "/jobs/", "times": 1}
+    service.process.add_scenario("status", match=match, status=status)
+    with pytest.raises(kind, match=spec.key):
+        service.platform.submit_job(spec, "run-1")
+    assert service.platform.latest_job(spec.key) is None
+    service.runs("sleep 60")
+    job = service.platform.submit_job(spec, "run-1")
+    assert job.attempt == 1
+    service.platform.cancel_job(job)
+    service.ended(job)
+
+
 def test_cancelled_and_failed_attempts_are_followed_by_the_next(service: Service, spec: JobSpec) -> None:
     """After a cancelled job comes attempt 2, after a failed one attempt 3, from the last checkpoint."""
     checkpoint = "mkdir -p ${{outputs.checkpoints}}/checkpoint-20 && echo x > ${{outputs.checkpoints}}/checkpoint-20/x"
@@ -215,6 +247,7 @@ def test_preemption_may_be_tried_again(service: Service, spec: JobSpec) -> None:
     assert "checkpoint" in status.fix
 
 
+@pytest.mark.slow
 def test_image_that_cannot_be_built(service: Service, spec: JobSpec) -> None:
     """A failed image build is told with the last lines of the build's own log."""
     service.process.add_scenario("image_build_failed", match={"kind": "job"})
@@ -231,6 +264,7 @@ def test_trainer_says_best_why_it_failed(service: Service, spec: JobSpec) -> Non
     assert (status.error, status.fix, status.is_input_error) == ("max_length is 0.", "Set train.max_length.", True)
 
 
+@pytest.mark.slow
 def test_missing_data_is_told_as_such(service: Service, spec: JobSpec) -> None:
     """An input that is no longer there is a failure of the data."""
     gone = replace(spec.data, train_file=spec.data.train_file.replace("train.jsonl", "gone.jsonl"))

@@ -76,7 +76,11 @@ class Jobs:
 
     def read(self, job: JobRef) -> JobStatus:
         """Say what a job is doing; one look at run history, and at the trainer's events while it trains."""
-        details = self._history.details(job.name)
+        try:
+            details = self._history.details(job.name)
+        except NotFoundError:
+            self._get(job.name)  # raises when there is no such job; else run history has yet to hear of it
+            return JobStatus(state=JobState.QUEUED, stage="accepted by the service")
         state = _ENDED.get(details.status)
         if state == JobState.FAILED:
             return self._failed(job, details)

@@ -11,8 +11,10 @@ import pytest
 import requests
 
 from tests.azure.workbench import ASSETS, DATASTORE, JOBS, W, Workbench, until
-from tests.azure_emulator.process import EmulatorProcess
+from tests.azure_emulator.process import ROOT, EmulatorProcess
 
+# Where environments are built already, before a test gets a state folder of its own.
+HOME = os.environ.get("PHIFLOW_HOME") or str(ROOT / ".phiflow")
 # Writes a checkpoint, and what it was given; goes on from the checkpoint when there is one.
 _MAIN = """
 import os, sys, time
@@ -285,6 +287,36 @@ def _target(path: Path) -> str:
         return os.readlink(path)
     except OSError:
         return ""
+
+
+_METRICS = """
+import os, mlflow
+client = mlflow.MlflowClient()
+run = client.get_run(os.environ["MLFLOW_RUN_ID"])
+client.log_batch(run.info.run_id, params=[mlflow.entities.Param("base", "tiny")])
+client.log_metric(run.info.run_id, "loss", 1.5, step=3)
+print(mlflow.__version__, client.get_experiment(run.info.experiment_id).name)
+"""
+
+
+@pytest.mark.slow
+def test_a_job_writes_metrics_through_azureml_mlflow(bench: Workbench) -> None:
+    """The job's run is called as the job, its experiment has a GUID, and the service closes it."""
+    if not list(Path(HOME).glob("environments/training-*")):
+        pytest.skip(f"the training environment is not built in {HOME}")
+    image = {"properties": {"image": "mcr.microsoft.com/x"}}
+    bench.emulator.send("PUT", f"{W}/environments/phiflow-training/versions/1{ASSETS}", image)
+    code = bench.code("metrics", main=_METRICS)
+    environment = f"{W}/environments/phiflow-training/versions/1"
+    job = bench.job("python main.py", bench.cluster("many", 8), codeId=code, environmentId=environment)
+    bench.submit("measured", job)
+    assert bench.ended("measured", 120) == "Completed", bench.details("measured")["error"]
+    assert _log(bench, "measured").splitlines()[-1] == "3.15.0 tests"
+    route = f"/mlflow/v2.0{W}/api/2.0/mlflow/runs/get?run_id=measured"
+    run = bench.read(route)["run"]
+    assert (run["info"]["run_id"], run["info"]["status"]) == ("measured", "FINISHED")
+    assert [(one["key"], one["value"], one["step"]) for one in run["data"]["metrics"]] == [("loss", 1.5, 3)]
+    assert len(run["info"]["experiment_id"]) == 36
 
 
 def test_environments_of_jobs_are_assets(bench: Workbench) -> None:

@@ -167,7 +167,7 @@ def session(start_emulator: Callable[..., EmulatorProcess], tmp_path_factory: py
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text(_SERVER)
     emulator = start_emulator(folder / "state", "--server-source", str(folder / "source"))
-    ran = emulator.run(_SDK, str(folder))
+    ran = emulator.run(_SDK, str(folder), timeout=300)
     assert ran.returncode == 0, ran.stderr[-3000:]
     emulator.stop()
     return Session(Judge(contract), list(logged(emulator.log)))

@@ -23,6 +23,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("log", type=Path)
     parser.add_argument("--calls", action="store_true", help="only the table of calls, which needs no descriptions")
     options = parser.parse_args(arguments)
+    if not options.log.is_file():
+        parser.error(f"There is no log {options.log}: give the file that the emulator's --log names.")
     exchanges = list(logged(options.log))
     if not options.calls:
         folder = contract_folder()

@@ -15,7 +15,7 @@ _HEADERS = frozenset({"azure-asyncoperation", "location"})
 _NUMBER = re.compile(r"\[\d+\]")
 _TAG = re.compile(r"\(\w+\)")
 
-# By resource type: the paths of what clients put, as they would be in the response.
+# By resource type, and by the path of one resource: where what clients put would be in the response.
 Asked = dict[str, set[str]]
 
 
@@ -36,6 +36,8 @@ class Presence:
         self._ever: dict[tuple[str, str], set[str]] = {}
         self._declared: dict[tuple[str, str], set[str]] = {}
         self._asked: Asked = {}
+        # Of what clients set, what the service also says when a client did not.
+        self._filled: Asked = {}
         self._headers: dict[tuple[str, int], frozenset[str]] = {}
 
     def learn(self, exchange: Exchange, shapes: Iterable[Shape]) -> None:
@@ -43,9 +45,13 @@ class Presence:
         note_asked(exchange, self._asked)
         kind = exchange.operation, exchange.status
         self._headers[kind] = self._headers.get(kind, _HEADERS) & exchange.headers
+        sent = set(_leaves(exchange.request, "response"))
         for shape in shapes:
             if shape.declared is None:
                 continue
+            if exchange.method == "PUT":
+                paths = {_path(shape.place, key) for key in shape.keys - shape.nulls}
+                self._filled.setdefault(exchange.resource, set()).update(paths - sent)
             seen = self._answers.setdefault((exchange.operation, exchange.status, _plain(shape.place)), _Seen())
             seen.samples += 1
             for key in shape.keys - shape.nulls:
@@ -57,21 +63,25 @@ class Presence:
     def always(self, operation: str, status: int, place: str) -> set[str]:
         """The keys that had a value in every recording of an answer; empty where there is none."""
         seen = self._answers.get((operation, status, place))
+        if seen is None and operation.startswith("PUT ") and status == 200:
+            # What was changed is shown as what was made.
+            seen = self._answers.get((operation, 201, place))
         return {key for key, count in seen.valued.items() if count == seen.samples} if seen else set()
 
     def judge(self, exchange: Exchange, shapes: Iterable[Shape], set_by_clients: Asked) -> list[Problem]:
         """Note keys that the service always sends and this answer lacks, and those that it never sent.
 
         A key without a value may be null or absent. A key that the recorded clients set is expected where this one set
-        it. A key that the recorded versions did not know may be there; one that the version at hand does not know is
-        not missed.
+        it, now or before. A key that the recorded versions did not know may be there; one that the version at hand
+        does not know is not missed.
 
         Args:
             set_by_clients: what the clients of this session set, which the service then may answer with.
         """
-        sent = set(_leaves(exchange.request, "response"))
+        sent = set(_leaves(exchange.request, "response")) | set_by_clients.get(exchange.path.lower(), set())
         ours = set_by_clients.get(exchange.resource, set())
-        asked = self._asked.get(exchange.resource, set())
+        asked = self._asked.get(exchange.resource, set()) - self._filled.get(exchange.resource, set())
+        asked -= {"response.properties"}
         missed = self._headers.get((exchange.operation, exchange.status), frozenset()) - exchange.headers
         found = [Problem(f"header.{name}", "missing", "is missing, which the service always sends") for name in missed]
         for shape in shapes:
@@ -79,14 +89,14 @@ class Presence:
                 continue
             place = _plain(shape.place)
             for key in sorted((self.always(exchange.operation, exchange.status, place) & shape.declared) - shape.keys):
-                path = f"{_TAG.sub('', place)}.{key}"
-                if path not in asked or path in sent or path == "response.properties":
+                path = _path(place, key)
+                if path not in asked or path in sent:
                     found.append(Problem(f"{place}.{key}", "missing", "is missing, which the service always sends"))
             where = self._place(exchange, shape)
             if where in self._ever:
                 known_then = self._declared[where] - self._ever[where]
                 for key in sorted((shape.keys - shape.nulls) & known_then):
-                    if f"{_TAG.sub('', where[1])}.{key}" in ours:
+                    if _path(where[1], key) in ours:
                         continue
                     found.append(Problem(f"{place}.{key}", "extra", "is there, which the service never sent"))
         return found
@@ -98,11 +108,16 @@ class Presence:
 def note_asked(exchange: Exchange, asked: Asked) -> None:
     """Add what an exchange's client wanted the resource to have."""
     if exchange.method in ("PUT", "PATCH"):
-        asked.setdefault(exchange.resource, set()).update(_leaves(exchange.request, "response"))
+        for key in (exchange.resource, exchange.path.lower()):
+            asked.setdefault(key, set()).update(_leaves(exchange.request, "response"))
 
 
 def _plain(place: str) -> str:
     return _NUMBER.sub("[]", place)
+
+
+def _path(place: str, key: str) -> str:
+    return f"{_TAG.sub('', _plain(place))}.{key}"
 
 
 def _leaves(value: Any, place: str) -> Iterable[str]:

@@ -118,6 +118,9 @@ def read_response(operation: Operation, exchange: Exchange, reading: Reading) ->
             reading.note("response", "required", "has no body")
         else:
             read(schema, exchange.response, "response", reading, required=True)
+            listed = exchange.status == 200 and "x-ms-pageable" in operation.node
+            if listed and isinstance(exchange.response, dict) and "value" not in exchange.response:
+                reading.note("response.value", "required", "is missing, which every list has")
     elif exchange.response and exchange.status < 400 and str(exchange.status) in responses:
         reading.note("response", "unknown", "has a body, which this operation does not answer with")
 

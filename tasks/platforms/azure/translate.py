@@ -5,6 +5,7 @@ Messages pass through `clean`, because the service's own and those of HTTP libra
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,7 +143,21 @@ def _said(error: Exception) -> _Answer | None:
     status = 502 if isinstance(error, DecodeError) else int(error.status_code or 502)
     code = getattr(error, "error_code", None) or getattr(error.error, "code", None) or ""
     message = getattr(error.error, "message", None) or _first_line(error.message or "")
-    return _Answer(status, str(getattr(code, "value", code)), str(message))
+    details = [str(getattr(one, "message", "")) for one in getattr(error.error, "details", None) or ()]
+    return _Answer(status, str(getattr(code, "value", code)), _with_details(str(message), details))
+
+
+def _with_details(message: str, details: list[str]) -> str:
+    """The message with what the service wraps in it: a refused deployment's reason is in a detail, in JSON."""
+    told = [message]
+    for detail in filter(None, details):
+        try:
+            start = detail.index('{"errors"')
+            reasons = json.JSONDecoder().raw_decode(detail[start:])[0]["errors"].values()
+            told += [str(reason) for listed in reasons for reason in listed]
+        except (ValueError, AttributeError, TypeError):
+            told.append(detail)
+    return " ".join(text.partition(" Please see troubleshooting guide")[0] for text in dict.fromkeys(told))
 
 
 def _read_answer(status: int, response: requests.Response) -> _Answer:
@@ -150,7 +165,8 @@ def _read_answer(status: int, response: requests.Response) -> _Answer:
         error = response.json().get("error", {})
         if isinstance(error, dict):
             code, message = str(error.get("code") or ""), str(error.get("message") or "")
-            return _Answer(status, code, message or response.reason or "")
+            details = [str(one.get("message") or "") for one in error.get("details") or () if isinstance(one, dict)]
+            return _Answer(status, code, _with_details(message, details) or response.reason or "")
     except (ValueError, AttributeError):
         pass
     return _Answer(status, response.headers.get("x-ms-error-code", ""), response.text[:2000] or response.reason or "")

@@ -210,6 +210,10 @@ class Endpoints:
         """One greedy answer."""
         return self._scoring.ask(endpoint, messages, deployment, max_tokens, timeout_seconds)
 
+    def server(self, endpoint: str) -> str:
+        """What kind of server answers most of the endpoint's traffic: `openai` or `mlflow`."""
+        return self._scoring.server(endpoint)
+
     def metrics(self, endpoint: str, window_seconds: int) -> tuple[DeploymentMetrics, ...]:
         """Azure Monitor's counters: whole minutes, some minutes late."""
         return read_metrics(self._workspace, endpoint, window_seconds)

@@ -112,6 +112,10 @@ class Scoring:
             failure=Failure.SCORING,
         )
 
+    def server(self, endpoint: str) -> str:
+        """The kind of server that gets the endpoint's traffic: `openai` or `mlflow`."""
+        return self._server_of_traffic(endpoint, self._endpoint(endpoint))[0]
+
     def _server_of_traffic(self, endpoint: str, resource: dict[str, Any]) -> tuple[str, str]:
         """The kind of server that gets the traffic; where there are both, the deployment to ask, drawn by traffic."""
         traffic = {name: percent for name, percent in (resource["properties"].get("traffic") or {}).items() if percent}

@@ -62,9 +62,7 @@ def undo_recorded_rollout(platform: Platform, endpoint: str, run_id: str = "") -
         platform.set_traffic(endpoint, before, f"undid the unfinished rollout of {status.rollout.candidate}")
         log().warning("Restored traffic endpoint=%s after an unfinished rollout", endpoint)
     platform.record_rollout(endpoint, None)
-    left = next((d for d in status.deployments if d.name == status.rollout.candidate and d.cost), None)
-    if left:
-        log().warning("Left deployment=%s; the next rollout adopts or retires it. %s", left.name, left.cost)
+    _tell_cost(status, status.rollout.candidate)
     return True
 
 
@@ -257,8 +255,17 @@ def restore_traffic(place: PlatformConfig, before: EndpointStatus, error: BaseEx
             ) from failure
     log().warning("Restored traffic endpoint=%s percents=%s", before.name, dict(before.traffic.percents))
     platform.record_rollout(before.name, None)
-    if candidate not in {deployment.name for deployment in before.deployments}:
+    # What was ready before this run is not this run's to take away; what a killed run left unfinished is.
+    if candidate not in {deployment.name for deployment in before.deployments if deployment.state == "ready"}:
         _delete_or_tell(platform, before.name, candidate)
+    else:
+        _tell_cost(now, candidate)
+
+
+def _tell_cost(status: EndpointStatus, deployment: str) -> None:
+    left = next((d for d in status.deployments if d.name == deployment and d.cost), None)
+    if left:
+        log().warning("Left deployment=%s; the next rollout adopts or retires it. %s", left.name, left.cost)
 
 
 def _delete_or_tell(platform: Platform, endpoint: str, deployment: str) -> bool:

@@ -145,6 +145,8 @@ class FakePlatform:
         self.metrics: tuple[DeploymentMetrics, ...] = ()
         self.on_set_traffic: Callable[[dict[str, int]], None] = lambda percents: None
         self.samples = SAMPLES
+        self.cost = ""
+        self.is_stuck = False
 
     def serve(self, name: str, version: str, percent: int) -> None:
         """Have a deployment from the start."""
@@ -199,9 +201,14 @@ class FakePlatform:
             state=state,
             percent=self.percents.get(name, 0),
             error=error,
+            fix="Choose a larger size." if error else "",
+            failure="capacity" if error else "",
+            cost=self.cost,
         )
 
     def delete_deployment(self, endpoint: str, name: str) -> None:
+        if self.is_stuck:
+            raise ConflictError(f"Deployment {name} is busy.", fix="It bills until it is deleted: az delete")
         if self.percents.get(name):
             raise ConflictError(f"Deployment {name} has traffic.")
         if self.deployments.pop(name, None) is not None:

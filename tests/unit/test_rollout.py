@@ -14,7 +14,7 @@ from prefect.tasks import Task
 import tasks.rollout
 from flows import fine_tune_and_deploy as flow_module
 from tasks.config import PipelineConfig, RolloutConfig, ServingConfig
-from tasks.platforms.errors import ConflictError, RolloutError, TransientPlatformError
+from tasks.platforms.errors import ConflictError, Failure, RolloutError, TransientPlatformError
 from tasks.platforms.refs import GateReport, ModelVersion, RolloutRecord
 from tasks.report import RunReport
 
@@ -168,6 +168,82 @@ def test_deployment_that_does_not_start_is_taken_away(platform: FakePlatform, ru
     with pytest.raises(RolloutError, match=r"not ready within 0 s\. Raise serving\.start_timeout_seconds"):
         run_flow(serving={"start_timeout_seconds": 0.05})
     unchanged(platform)
+
+
+def test_failed_start_has_its_class_and_what_to_do(platform: FakePlatform, run_flow: Callable[..., Any]) -> None:
+    """What the platform knows of a failed start is in the error: the class, and what to do."""
+    platform.fails_to_start["v2-16"] = "no machine of that size"
+    with pytest.raises(RolloutError, match="Choose a larger size") as caught:
+        run_flow()
+    assert caught.value.failure == Failure.CAPACITY
+
+
+def test_candidate_that_cannot_be_deleted_hides_no_error(
+    platform: FakePlatform, run_flow: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the candidate stays, the run ends with its own error, and the log says what bills and how to end it."""
+    platform.answers["v2-16"] = broken
+    platform.is_stuck = True
+    with pytest.raises(RolloutError, match="failed a probe"):
+        run_flow()
+    assert "It bills until it is deleted: az delete" in caplog.text
+    assert platform.percents == {OLD: 100, "v2-16": 0}
+    assert platform.record is None
+
+
+def test_traffic_that_cannot_be_put_back_is_said_beside_the_cause(
+    platform: FakePlatform, run_flow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are in the error, and the record of the way back stays for the next run."""
+    set_traffic = platform.set_traffic
+
+    def refuses_to_go_back(endpoint: str, percents: dict[str, int], reason: str) -> Any:
+        if "restored" in reason:
+            raise TransientPlatformError("The endpoint answers 503.")
+        return set_traffic(endpoint, percents, reason)
+
+    def breaks(percents: dict[str, int]) -> None:
+        platform.answers["v2-16"] = broken
+
+    platform.on_set_traffic = breaks
+    monkeypatch.setattr(platform, "set_traffic", refuses_to_go_back)
+    with pytest.raises(RolloutError, match=r"v2-16 failed 1 of 1 probes.* could not be put back: The endpoint answ"):
+        run_flow()
+    assert platform.record is not None
+    assert platform.deleted == []
+
+
+def test_unfinished_deployment_of_a_killed_run_is_taken_away_when_it_fails(
+    platform: FakePlatform, run_flow: Callable[..., Any]
+) -> None:
+    """A run adopts what a killed one began to deploy, and deletes it when it never gets ready."""
+    platform.serve("v2-16", "2", 0)
+    platform.never_ready.add("v2-16")
+    with pytest.raises(RolloutError, match="not ready within 0 s"):
+        run_flow(serving={"start_timeout_seconds": 0.05})
+    unchanged(platform)
+
+
+def test_candidate_that_stays_is_told_with_its_cost(
+    platform: FakePlatform, run_flow: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A deployment that was ready before the run stays without traffic, and the log says what it costs."""
+    platform.serve("v2-16", "2", 0)
+    platform.answers["v2-16"] = broken
+    platform.cost = "It bills by the hour."
+    with pytest.raises(RolloutError):
+        run_flow()
+    assert "Left deployment=v2-16" in caplog.text
+    assert "It bills by the hour." in caplog.text
+
+
+def test_old_deployment_that_cannot_be_retired_fails_no_run(
+    platform: FakePlatform, run_flow: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rollout is over when traffic has moved; what could not be deleted is told."""
+    platform.is_stuck = True
+    assert run_flow(rollout={"keep_previous": 0}).report.outcome == "Completed"
+    assert f"Could not delete deployment={OLD}" in caplog.text
 
 
 def test_failing_step_restores_traffic(platform: FakePlatform, run_flow: Callable[..., Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from fakes import ENDPOINT, FakePlatform, broken
 
 import tasks.watch
 from tasks.config import RolloutConfig
-from tasks.platforms.errors import RolloutError
+from tasks.platforms.errors import PermissionDeniedError, RolloutError
 from tasks.platforms.refs import DeploymentMetrics
 
 OLD = "v1-16"
@@ -61,6 +62,59 @@ def test_counters_of_the_platform_count_when_there_are_enough(
         return
     with pytest.raises(RolloutError, match=f"failed {errors} of {requests} requests"):
         watch(platform)
+
+
+def test_certain_failure_ends_the_watch(platform: FakePlatform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once more probes have failed than the whole step may, the step has failed, however long it was to be held."""
+    monkeypatch.setattr(tasks.watch, "PROBE_INTERVAL_SECONDS", 0.01)
+    platform.answers = {"v2-16": broken}
+    started = time.monotonic()
+    with pytest.raises(RolloutError, match="failed 1 of 1 probes"):
+        watch(platform, hold_seconds=60)
+    assert time.monotonic() - started < 10
+    with pytest.raises(RolloutError, match="failed 11 of 11 probes"):
+        watch(platform, hold_seconds=1, max_error_percent=50 / 3)  # of the 60 probes of a long hold, 10 may fail
+
+
+def test_long_hold_asks_no_more_than_a_short_one(platform: FakePlatform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes are spread over the hold: waiting for late counters does not cost more answers."""
+    monkeypatch.setattr(tasks.watch, "PROBE_INTERVAL_SECONDS", 0.001)
+    monkeypatch.setattr(tasks.watch, "NUM_PROBES_A_HOLD", 5)
+    asked = []
+    platform.answers = {"v2-16": lambda question: asked.append(question) or "yes"}
+    watch(platform, hold_seconds=0.5)
+    assert 3 <= len(asked) <= 6
+
+
+@pytest.mark.parametrize(("minutes_late", "judged"), [(0.0, False), (1.0, False), (1.99, True), (3.0, True)])
+def test_late_counters_judge_only_what_they_have_seen(
+    platform: FakePlatform, monkeypatch: pytest.MonkeyPatch, minutes_late: float, judged: bool
+) -> None:
+    """Counters by the minute count when a whole minute after the shift is among them; else the probes alone do."""
+    shifted = 1_790_000_000 // 60 * 60 + 1.0
+    monkeypatch.setattr(tasks.watch.time, "time", lambda: shifted)
+    until = shifted + 60 * minutes_late
+    platform.metrics = (
+        DeploymentMetrics(deployment="v2-16", num_requests=50, num_errors=50, p95_seconds=None, counted_until=until),
+    )
+    if not judged:
+        watch(platform)
+        return
+    with pytest.raises(RolloutError, match="failed 50 of 50 requests"):
+        watch(platform)
+
+
+def test_unreadable_counters_leave_the_decision_to_the_probes(
+    platform: FakePlatform, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A platform that does not tell its counters, for want of a role for example, does not fail a healthy step."""
+
+    def refused(endpoint: str, window_seconds: int) -> Any:
+        raise PermissionDeniedError("The metrics were refused.")
+
+    monkeypatch.setattr(platform, "read_metrics", refused)
+    watch(platform)
+    assert "The metrics were refused." in caplog.text
 
 
 @pytest.mark.parametrize(

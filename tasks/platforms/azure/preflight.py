@@ -13,8 +13,10 @@ from tasks.platforms.local import preflight as local
 from tasks.platforms.local.state import LEAST_FREE_BYTES, Home, project_folder
 
 if TYPE_CHECKING:
-    from tasks.config import DataConfig, ModelConfig, PipelineConfig
+    from tasks.config import DataConfig, ModelConfig, PipelineConfig, ServingConfig
     from tasks.platforms.azure.client import Workspace
+
+LONGEST_REQUEST_SECONDS = 180
 
 
 def require_runnable(config: PipelineConfig, workspace: Workspace) -> None:
@@ -26,6 +28,7 @@ def require_runnable(config: PipelineConfig, workspace: Workspace) -> None:
         NotFoundError: there is no such workspace.
     """
     cluster_name(config.compute)
+    _require_serving(config.serving)
     _require_source(config.data)
     _require_base_model(config.model)
     for name in (config.environment.training, config.serving_environment):
@@ -60,6 +63,16 @@ def _require_base_model(model: ModelConfig) -> None:
         local.require_base_model(model)
     else:
         registered_model(model.base)
+
+
+def _require_serving(serving: ServingConfig) -> None:
+    # Microsoft's reference of the deployment's request_settings names this maximum.
+    if serving.request_timeout_seconds > LONGEST_REQUEST_SECONDS:
+        raise ConfigError(
+            f"serving.request_timeout_seconds is {serving.request_timeout_seconds:g}, and online endpoints on Azure "
+            f"take {LONGEST_REQUEST_SECONDS} at most.",
+            fix="Lower it.",
+        )
 
 
 def _require_environment(name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import warnings
@@ -36,6 +37,7 @@ _hide_signatures = _HideSignatures()
 
 def hush() -> None:
     """Silence the loggers of the SDK and its parts, also when the root logger is at DEBUG."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # the SDK imports MLflow, which would report that
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("azure.ai.ml")]:

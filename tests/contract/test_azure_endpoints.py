@@ -5,7 +5,9 @@ The port's own promises are in test_platform.py. Model servers are its stand-in.
 
 from __future__ import annotations
 
+import logging
 import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -172,6 +174,8 @@ def test_deployment_in_creation_is_adopted(service: Service) -> None:
     assert "creating" in again.origin.reason
     assert service.settled(first).state == "ready"
     assert service.process.count(f"PUT {DEPLOYMENT}") == 1
+    # We look at the deployment ourselves; the SDK does not poll beside us for as long as it is made.
+    assert service.process.count(path="/mfeOperationsStatus/") <= 2
 
 
 @pytest.mark.parametrize(
@@ -255,6 +259,23 @@ def test_question_goes_where_it_is_addressed(service: Service) -> None:
     service.platform.set_traffic(NAME, {}, "none")
     with pytest.raises(NotFoundError, match="no deployment with traffic"):
         service.platform.invoke(NAME, QUESTION)
+
+
+def test_key_is_in_no_log_and_no_error(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """At DEBUG, with every library's lines, and in the error of a failed question, the key is not to be found."""
+    deployment = service.deploy()
+    service.settled(deployment)
+    caplog.set_level(logging.DEBUG)
+    platform = connect(service.platform.workspace.config)
+    platform.invoke(NAME, QUESTION, deployment=deployment.name)
+    service.process.add_scenario("status", match={"path": "^/endpoints/"}, status=503)
+    with pytest.raises(TransientPlatformError) as caught:
+        platform.invoke(NAME, QUESTION, deployment=deployment.name)
+    said = caplog.text + "".join(traceback.format_exception(caught.value))
+    keys = platform.workspace.ml.online_endpoints.get_keys(NAME)
+    assert "/endpoints/" in said  # the requests are logged
+    assert keys.primary_key not in said
+    assert keys.secondary_key not in said
 
 
 @pytest.mark.parametrize(("status", "failure"), [(429, "throttling"), (503, "service fault"), (424, "scoring")])

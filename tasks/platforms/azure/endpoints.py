@@ -179,10 +179,10 @@ class Endpoints:
         """A full PUT of what the service has, with other traffic."""
         online_endpoints = self._workspace.ml.online_endpoints
 
-        def put() -> None:
+        def put() -> Any:
             endpoint_as_it_is = online_endpoints.get(endpoint)
             endpoint_as_it_is.traffic = dict(wanted)
-            online_endpoints.begin_create_or_update(endpoint_as_it_is)
+            return online_endpoints.begin_create_or_update(endpoint_as_it_is)
 
         def is_done() -> bool:
             now = resource.read()

@@ -74,17 +74,18 @@ class Resource:
             fix=f"Look at {self.workspace.studio_url('endpoints')}, then run the same command again.",
         )
 
-    def begin(self, call: Callable[[], object], is_done: Callable[[], bool], seconds: float) -> None:
+    def begin(self, call: Callable[[], Any], is_done: Callable[[], bool], seconds: float) -> None:
         """Begin a change; again and again while another change, or a fault of the service, is in the way.
 
         Args:
+            call: returns the SDK's poller.
             is_done: whether it has begun, or come about, all the same: an answer may be lost.
         """
         deadline = time.monotonic() + seconds
         for pause in self._pauses():
             try:
                 with translated(self.what):
-                    call()
+                    _stop_polling(call())
                 return
             except (ConflictError, TransientPlatformError) as error:
                 if time.monotonic() + pause > deadline:
@@ -113,6 +114,11 @@ class Resource:
         while True:
             yield min(pause, longest)
             pause *= 1.5
+
+
+def _stop_polling(poller: Any) -> None:
+    """End the SDK's own polling, which asks every few seconds in a thread, beside ours and for nobody."""
+    poller.polling_method().finished = lambda: True
 
 
 def state_of(resource: dict[str, Any]) -> str:

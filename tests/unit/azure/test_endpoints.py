@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tasks.platforms.azure.deployments import deployment_entity, deployment_name
 from tasks.platforms.azure.endpoint_state import EndpointNotes, EndpointState
 from tasks.platforms.azure.resources import Resource
 from tasks.platforms.azure.scoring import base_url
-from tasks.platforms.errors import ConflictError, TransientPlatformError
+from tasks.platforms.errors import ConflictError, NotFoundError, TransientPlatformError
 from tasks.platforms.refs import EnvironmentRef, ModelVersion, Origin, RolloutRecord
 
 MADE = Origin(reused=False, reason="made in a test")
@@ -124,10 +125,6 @@ class Scripted:
         return path
 
     def send(self, *_: Any, **__: Any) -> Any:
-        from types import SimpleNamespace
-
-        from tasks.platforms.errors import NotFoundError
-
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
         if isinstance(state, Exception):
             raise state
@@ -162,13 +159,17 @@ def test_a_change_is_begun_again_until_it_is_seen(resource: Callable[..., Resour
     """A conflict is waited out; a lost answer is not asked for again when the change is seen; time ends it."""
     calls: list[int] = []
 
-    def refused_twice() -> None:
+    method = SimpleNamespace(finished=lambda: False)
+
+    def refused_twice() -> Any:
         calls.append(1)
         if len(calls) < 3:
             raise ConflictError("busy")
+        return SimpleNamespace(polling_method=lambda: method)
 
     resource("Succeeded").begin(refused_twice, lambda: False, 10)
     assert len(calls) == 3
+    assert method.finished()  # so that the SDK asks no longer
     calls.clear()
     resource("Succeeded").begin(refused_twice, lambda: True, 10)
     assert len(calls) == 1

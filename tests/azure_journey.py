@@ -91,10 +91,10 @@ class AzureJourney(Journey):
         body = {"match": match, "do": do, **more}
         self.control("POST", "/_emulator/scenarios", json=body)
 
-    def behave(self, scenario: str, name: str = ".*", **more: Any) -> None:
-        """Have the next job or deployment of a name go through one of the emulator's scenarios."""
-        body = {"scenario": scenario, "match": name, "times": more.pop("times", 1), "with": more}
-        self.control("POST", "/_emulator/scripts", json=body)
+    def behave(self, kind: str, scenario: str, name: str, **more: Any) -> None:
+        """Have the next `job` or `deployment` of a name go through one of the emulator's scenarios."""
+        body = {"match": {"kind": kind, "name": name}, "do": scenario, **more}
+        self.control("POST", "/_emulator/scenarios", json=body)
 
     def control(self, method: str, path: str, **more: Any) -> requests.Response:
         """Speak to the emulator itself."""

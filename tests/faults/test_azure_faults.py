@@ -55,13 +55,13 @@ def test_killed_run_is_adopted(azure: AzureJourney, deployed: Deployed, when: st
     name = f"killed-{when}"
     config = azure.configure(name)
     if when == "queued":
-        azure.behave("slow", f"{name}-.*", seconds={"Queued": 20.0})
+        azure.behave("job", "slow", f"{name}-.*", seconds={"Queued": 20.0})
         reached = lambda: state_of(azure, name) == "Queued"  # noqa: E731
     elif when == "running":
         config = azure.configure(name, train=LONG)
         reached = lambda: state_of(azure, name) == "Running"  # noqa: E731
     else:
-        azure.behave("deployment-slow", f"{name}-.*", seconds=20.0)
+        azure.behave("deployment", "creating", f"{name}-.*", seconds=20.0)
         reached = lambda: bool(deployments_of(azure, name))  # noqa: E731
     run = azure.start("run", config)
     eventually(reached, 240)
@@ -86,7 +86,7 @@ def test_two_runs_at_once_share_one_job(azure: AzureJourney, deployed: Deployed)
 def test_failed_job_is_one_line_and_then_a_second_attempt(azure: AzureJourney, deployed: Deployed) -> None:
     """A job that fails ends the run with its cause and exit code 4; the next run is attempt 2."""
     config = azure.configure("failing")
-    azure.behave("job-failed", "failing-.*")
+    azure.behave("job", "failed", "failing-.*")
     ended = azure.phiflow("run", config)
     assert ended.returncode == 4, ended.stderr[-3000:]
     assert "Traceback" not in ended.stderr
@@ -100,7 +100,7 @@ def test_failed_job_is_one_line_and_then_a_second_attempt(azure: AzureJourney, d
 def test_preempted_job_goes_on_from_its_checkpoint(azure: AzureJourney, deployed: Deployed) -> None:
     """A job whose node is taken is followed by attempt 2 in the same run, from the last checkpoint."""
     config = azure.configure("preempted", train=LONG, compute={"tier": "low_priority", "name": "cheap"})
-    azure.behave("preempted", "preempted-.*", seconds=8.0)
+    azure.behave("job", "preempted", "preempted-.*", after={"seconds": 8.0})
     ended = azure.phiflow("run", config, "--json", timeout=400)
     assert ended.returncode == 0, ended.stderr[-4000:]
     told = json.loads(ended.stdout)
@@ -173,7 +173,7 @@ def test_fault_on_each_call(azure: AzureJourney, deployed: Deployed, fault: str)
 def test_stuck_deployment_ends_in_one_line(azure: AzureJourney, deployed: Deployed) -> None:
     """A deployment whose creation never ends is told with the setting that bounds it, and holds no traffic."""
     config = azure.configure("stuck", serving={"start_timeout_seconds": 6})
-    azure.behave("deployment-stuck", "stuck-.*")
+    azure.behave("deployment", "creating", "stuck-.*")
     ended = azure.phiflow("run", config, timeout=200)
     assert ended.returncode == 4, ended.stderr[-3000:]
     assert "serving.start_timeout_seconds" in ended.stderr

@@ -20,7 +20,7 @@ from journey import ROOT
 from tests.azure_contract.calls import count_calls
 from tests.azure_contract.exchange import logged
 
-pytestmark = [pytest.mark.journey, pytest.mark.slow]
+pytestmark = pytest.mark.journey
 
 
 def test_first_run_reaches_a_chat_answer(azure: AzureJourney, deployed: Deployed) -> None:
@@ -77,6 +77,7 @@ def test_every_exchange_is_as_published(azure: AzureJourney, deployed: Deployed)
     assert ended.returncode == 0, ended.stdout[-6000:]
 
 
+@pytest.mark.slow
 def test_status_plan_and_data_look_without_making(azure: AzureJourney, deployed: Deployed) -> None:
     """The commands that look tell the workspace's names and leave the workspace as it is."""
     before = len(azure.exchanges())
@@ -94,6 +95,7 @@ def test_status_plan_and_data_look_without_making(azure: AzureJourney, deployed:
     assert [exchange["path"] for exchange in put if "/Microsoft.MachineLearningServices/" in exchange["path"]] == []
 
 
+@pytest.mark.slow
 def test_freeze_and_thaw(azure: AzureJourney, deployed: Deployed) -> None:
     """A freeze is kept with the endpoint in the workspace, and shown by another process."""
     ended = azure.phiflow("freeze", deployed.config, "--reason", "audit")
@@ -161,6 +163,7 @@ def secrets_of(azure: AzureJourney, deployed: Deployed) -> dict[str, str]:
     return {**found, "identity header": azure.reach["IDENTITY_HEADER"]}
 
 
+@pytest.mark.slow
 def test_no_secret_is_written_anywhere(azure: AzureJourney, deployed: Deployed) -> None:
     """No key, token or signature is in the log at DEBUG, a parameter, an artifact, a result or an open file."""
     secrets = secrets_of(azure, deployed)
@@ -203,6 +206,7 @@ NOT_REACHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "status", "plan"])
 @pytest.mark.parametrize("case", NOT_REACHED)
 def test_what_is_not_reached_is_one_line(azure: AzureJourney, deployed: Deployed, case: str, command: str) -> None:
@@ -215,6 +219,7 @@ def test_what_is_not_reached_is_one_line(azure: AzureJourney, deployed: Deployed
     assert [line for line in ended.stderr.splitlines() if line.startswith("error: ")] == ended.stderr.splitlines()[:1]
 
 
+@pytest.mark.slow
 def test_smoke_run_is_rehearsed(azure: AzureJourney, deployed: Deployed, tmp_path: Path) -> None:
     """`make azure-smoke` on the emulator: every step is ok, what it made is gone, and the evidence has no ids."""
     config = azure.configure("smoked")

@@ -27,6 +27,7 @@ def errors_of(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("error: ")]
 
 
+@pytest.mark.slow
 def test_client_sees_no_failure_in_a_healthy_and_in_a_failed_rollout(journey: Journey, served: Served) -> None:
     """A new version takes over, and one that cannot start never gets traffic: 0 failed requests in both."""
     before = journey.endpoint(served.name)["traffic"]

@@ -29,6 +29,7 @@ def variables(folder: Path, **more: str) -> dict[str, str]:
     return environment() | {"AZUREML_MODEL_DIR": str(folder), "PHIFLOW_MODEL_NAME": "support"} | more
 
 
+@pytest.mark.slow
 def test_the_images_command_serves_the_mounted_model(model_dir, tmp_path):
     """The command finds the model below AZUREML_MODEL_DIR and serves it with the deployment's name and limits."""
     shutil.copytree(model_dir, tmp_path / "mounted" / "model" / "model")

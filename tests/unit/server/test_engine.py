@@ -95,6 +95,7 @@ def test_loading_model_is_said_to_load_and_its_death_to_be_one(loading):
     assert "The engine died while loading the model" in loading.log.read_text()
 
 
+@pytest.mark.slow
 def test_limits_of_a_stuck_engine(model_dir, tmp_path):
     """A stuck engine: 504 for who waits, 429 for who comes on top; dead, the front ends with status 4."""
     front = RunningFront(model_dir, tmp_path, "--max-concurrent-requests", "1", "--request-timeout-seconds", "2")

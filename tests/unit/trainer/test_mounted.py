@@ -135,6 +135,7 @@ def mounted_run(tiny_model, corpus, tmp_path_factory) -> Path:
     return folder / "seen"
 
 
+@pytest.mark.slow
 def test_a_run_writes_to_mounts_without_a_rename(mounted_run):
     """Model, checkpoints and result arrive whole in mounted folders, from a base model that is read-only."""
     result = json.loads((mounted_run / "result" / "result.json").read_text())
@@ -145,6 +146,7 @@ def test_a_run_writes_to_mounts_without_a_rename(mounted_run):
     assert names == {"checkpoint-2", "checkpoint-4"}
 
 
+@pytest.mark.slow
 def test_an_evaluation_leaves_its_result_in_a_mounted_folder(mounted_run):
     """Scoring the packaged model there gives the scores that the run reported."""
     scores = json.loads((mounted_run / "result" / "scores" / "result.json").read_text())
@@ -152,6 +154,7 @@ def test_an_evaluation_leaves_its_result_in_a_mounted_folder(mounted_run):
     assert scores["model_digest"] == result["model_digest"]
 
 
+@pytest.mark.slow
 def test_an_unfinished_checkpoint_is_not_resumed_from(mounted_run, tmp_path):
     """A checkpoint whose last file is missing is passed over, and cleared away before the next is written there."""
     folder = tmp_path / "checkpoints"

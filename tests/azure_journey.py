@@ -25,6 +25,9 @@ from journey import ROOT, Journey, _shared, eventually, kill
 AZURITE_FOLDERS = (ROOT / "node_modules" / ".bin", ROOT / ".phiflow-azure" / "node" / "node_modules" / ".bin")
 _PLATFORM = {"kind": "azure", "poll_seconds": 0.2}
 
+# Statuses of a PUT that made something; 0 is an answer that was lost on its way.
+MADE = (0, 201)
+
 
 class AzureJourney(Journey):
     """The command in an environment in which Azure is the emulator."""
@@ -76,12 +79,12 @@ class AzureJourney(Journey):
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def made(self, kind: str, name: str) -> list[str]:
-        """The names of the resources of a kind that were put, each as often as a PUT of it succeeded anew (201)."""
+        """The names of the resources of a kind that were put, each as often as a PUT made it."""
         pattern = re.compile(rf"/{kind}/({re.escape(name)}[^/]*)$")
         found = []
         for exchange in self.exchanges():
             match = pattern.search(exchange["path"])
-            if exchange["method"] == "PUT" and match and exchange["status"] == 201:
+            if exchange["method"] == "PUT" and match and exchange["status"] in MADE:
                 found.append(match[1])
         return found
 

@@ -60,7 +60,7 @@ def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]
     serving = ensure_environment(place, config.serving_environment)
     promptflow = ensure_environment(place, config.environment.chat)
     result = finish_training(place, spec, job)
-    endpoint = ensure_endpoint(place, config.endpoint_name)
+    endpoint = ensure_endpoint(place, config.endpoint_name, config.endpoint.description)
     champion = read_champion(place, endpoint, config.model_name)
     gate = compare_with_champion(place, spec, result, champion, config.gate)
     report = RunReport(base_model=base, data=data, result=result, gate=gate, tracking_url=tracking_url(place))

@@ -177,7 +177,7 @@ class EndpointConfig(Section):
     """The endpoint."""
 
     name: OptionalName = Field("", description="Empty: the run's name; on Azure with a few letters of the workspace's.")
-    description: str = ""
+    description: str = Field("", description="For people, in Azure's studio.")
 
 
 class ProbeConfig(Section):

@@ -43,10 +43,10 @@ _ANY_QUESTION: dict[str, Any] = {
 
 
 @step()
-def ensure_endpoint(place: PlatformConfig, name: str) -> EndpointRef:
+def ensure_endpoint(place: PlatformConfig, name: str, description: str = "") -> EndpointRef:
     """Have the endpoint, and undo the rollout of a run that died in the middle of it."""
     platform = connect(place)
-    endpoint = platform.ensure_endpoint(name)
+    endpoint = platform.ensure_endpoint(name, description)
     with platform.lease_endpoint(name, f"run {flow_run.name}", LEASE_WAIT_SECONDS):
         undo_recorded_rollout(platform, name)
     return endpoint

@@ -106,7 +106,8 @@ class Platform(Protocol):
         """Mark the version so that no run gives it traffic again."""
 
     # Endpoint
-    def ensure_endpoint(self, name: str) -> EndpointRef: ...
+    def ensure_endpoint(self, name: str, description: str = "") -> EndpointRef:
+        """Have the endpoint; the description is for people and changes none that exists."""
 
     def read_endpoint(self, name: str) -> EndpointStatus | None:
         """None when there is no such endpoint."""

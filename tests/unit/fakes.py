@@ -153,7 +153,7 @@ class FakePlatform:
         self.deployments[name] = version
         self.percents[name] = percent
 
-    def ensure_endpoint(self, name: str) -> EndpointRef:
+    def ensure_endpoint(self, name: str, description: str = "") -> EndpointRef:
         return EndpointRef(name=name, url=f"http://127.0.0.1/{name}", origin=MADE)
 
     def read_endpoint(self, name: str) -> EndpointStatus | None:

@@ -101,8 +101,8 @@ class AzurePlatform:
     def reject_model(self, version: ModelVersion, reason: str) -> ModelVersion:
         return self._models.reject(version, reason)
 
-    def ensure_endpoint(self, name: str) -> EndpointRef:
-        return self._endpoints.ensure(name)
+    def ensure_endpoint(self, name: str, description: str = "") -> EndpointRef:
+        return self._endpoints.ensure(name, description)
 
     def read_endpoint(self, name: str) -> EndpointStatus | None:
         return self._endpoints.read(name)

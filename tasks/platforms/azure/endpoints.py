@@ -46,7 +46,7 @@ class Endpoints:
         self._deployments = Deployments(workspace)
         self._scoring = Scoring(workspace, self._deployments)
 
-    def ensure(self, name: str) -> EndpointRef:
+    def ensure(self, name: str, description: str = "") -> EndpointRef:
         """Make the endpoint, with key authentication and no deployment, unless it exists or is being made."""
         resource = self._resource(name)
         found = resource.read()
@@ -54,7 +54,7 @@ class Endpoints:
             found = resource.await_settled(_SETTLE_SECONDS)
         exists = found is not None
         if not exists:
-            self._create(name, resource)
+            self._create(name, resource, description)
         if found is None or state_of(found) != "Succeeded":
             found = resource.await_settled(_SETTLE_SECONDS)
         self._require_usable(name, resource, found)
@@ -62,14 +62,14 @@ class Endpoints:
         reason = f"endpoint {name} exists" if exists else f"there was no endpoint {name}"
         return EndpointRef(name=name, url=base_url(found), origin=Origin(reused=exists, reason=reason))
 
-    def _create(self, name: str, resource: Resource) -> None:
+    def _create(self, name: str, resource: Resource, description: str) -> None:
         from azure.ai.ml.entities import IdentityConfiguration, ManagedIdentityConfiguration, ManagedOnlineEndpoint
 
         identity = self._workspace.config.identity
         assigned = ManagedIdentityConfiguration(resource_id=identity.resource_id, client_id=identity.client_id or None)
         wanted = ManagedOnlineEndpoint(
             name=name,
-            description="Chat completions, by phiflow",
+            description=description or "Chat completions, by phiflow",
             auth_mode="key",
             tags={"phiflow": "1"},
             identity=IdentityConfiguration(type="user_assigned", user_assigned_identities=[assigned])

@@ -133,7 +133,7 @@ class LocalPlatform:
     def reject_model(self, version: ModelVersion, reason: str) -> ModelVersion:
         return self._models.reject(version, reason)
 
-    def ensure_endpoint(self, name: str) -> EndpointRef:
+    def ensure_endpoint(self, name: str, description: str = "") -> EndpointRef:
         return self._endpoints.ensure(name)
 
     def read_endpoint(self, name: str) -> EndpointStatus | None:

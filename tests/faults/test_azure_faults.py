@@ -27,9 +27,10 @@ def state_of(azure: AzureJourney, name: str) -> str:
     """The state of a configuration's one job, as the service last told it."""
     told = ""
     for exchange in azure.exchanges():
-        if re.search(rf"/jobs/{name}-[^/]*$", exchange["path"]) and exchange["status"] in (200, 201):
+        if re.search(rf"/(jobs/{name}-[^/]*|runs/{name}-[^/]*/details)$", exchange["path"]):
             body = exchange["response"]["body"]
-            told = body["properties"].get("status", told) if isinstance(body, dict) else told
+            found = body.get("status") or body.get("properties", {}).get("status") if isinstance(body, dict) else ""
+            told = found or told
     return told
 
 

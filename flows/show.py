@@ -27,7 +27,7 @@ def show_run(told: dict[str, Any], config: PipelineConfig) -> None:
     if told["chat"]:
         print(f"  chat      {told['chat']['url']}")
     print(f"  Prefect   {told['run']['url']}")
-    print(f"  MLflow    {told['mlflow']['url']}")
+    print(f"  {_tracking_label(told):<9} {told['mlflow']['url']}")
     for line in what_bills(config):
         print(f"  costs     {line}")
 
@@ -57,10 +57,15 @@ def show_status(told: dict[str, Any]) -> None:
         show_endpoint(told["endpoint"])
     print(f"  chat      {told['chat']['url'] if told['chat'] else 'not served'}")
     if told["mlflow"]:
-        print(f"  MLflow    {told['mlflow']['url']}")
+        print(f"  {_tracking_label(told):<9} {told['mlflow']['url']}")
     for line in told["history"][-5:]:
         print(f"  traffic   {line}")
     _show_services(told)
+
+
+def _tracking_label(told: dict[str, Any]) -> str:
+    """Whose page the link opens: MLflow's own, or on Azure the studio, which has its runs."""
+    return "Studio" if "?wsid=" in told["mlflow"]["url"] else "MLflow"
 
 
 def _show_services(told: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from tasks.platforms.refs import (
 )
 from tasks.report_documents import data_document, endpoint_document, model_document
 from tasks.step import step
+from tasks.training import PAGES
 
 _CURVE_WIDTH, _CURVE_HEIGHT, _MARGIN = 640, 240, 40
 
@@ -55,7 +56,7 @@ def publish_report(place: PlatformConfig, report: RunReport) -> None:
     curve = svg_data_uri(details["loss_curve"])
     create_markdown_artifact(markdown(report, details, curve), key="report", description=report.reason)
     create_image_artifact(curve, key="loss-curve", description="Training loss by step")
-    create_link_artifact(report.tracking_url, link_text="MLflow", key="mlflow")
+    create_link_artifact(report.tracking_url, link_text=PAGES[place.kind], key="mlflow")
     if report.chat:
         create_link_artifact(report.chat.url, link_text="Chat app", key="chat")
 

@@ -33,7 +33,7 @@ from tasks.platforms.refs import (
 from tasks.step import log, step
 from trainer.files import sha256_file
 
-_PAGES = {"local": "MLflow", "azure": "Azure Machine Learning studio"}
+PAGES = {"local": "MLflow", "azure": "Azure Machine Learning studio"}
 
 
 def trainer_digest() -> dict[str, str]:
@@ -76,7 +76,7 @@ def submit_training(place: PlatformConfig, spec: JobSpec, after: JobRef | None =
     """
     job = connect(place).submit_job(spec, str(flow_run.id))
     log().info("Job name=%s attempt=%s url=%s", job.name, job.attempt, job.url)
-    create_link_artifact(job.url, link_text=f"{job.name} in {_PAGES[place.kind]}", key="training-job")
+    create_link_artifact(job.url, link_text=f"{job.name} in {PAGES[place.kind]}", key="training-job")
     return job
 
 

@@ -170,6 +170,16 @@ def deployment_name(
     return f"v{model.version}-{digest[:8]}"
 
 
+def require_request_time(serving: ServingConfig) -> None:
+    """Refuse a time-out that the service refuses."""
+    if serving.request_timeout_seconds > _LONGEST_REQUEST_SECONDS:
+        raise ConfigError(
+            f"serving.request_timeout_seconds is {serving.request_timeout_seconds:g}, and managed online endpoints "
+            f"allow {_LONGEST_REQUEST_SECONDS:g} at most.",
+            fix="Lower it, or limit the answers with chat.max_tokens.",
+        )
+
+
 def deployment_entity(
     endpoint: str,
     name: str,
@@ -181,12 +191,7 @@ def deployment_entity(
     """What the SDK sends; everything that the service has a default for that chat does not suit is set."""
     from azure.ai.ml.entities import ManagedOnlineDeployment, OnlineRequestSettings
 
-    if serving.request_timeout_seconds > _LONGEST_REQUEST_SECONDS:
-        raise ConfigError(
-            f"serving.request_timeout_seconds is {serving.request_timeout_seconds:g}, and managed online endpoints "
-            f"allow {_LONGEST_REQUEST_SECONDS:g} at most.",
-            fix="Lower it, or limit the answers with chat.max_tokens.",
-        )
+    require_request_time(serving)
     return ManagedOnlineDeployment(
         name=name,
         endpoint_name=endpoint,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.platforms.azure import build_context
 from tasks.platforms.azure.build_context import Definition
+from tasks.platforms.azure.resources import stop_polling
 from tasks.platforms.azure.translate import translated
 from tasks.platforms.errors import ConfigError, ConflictError, Failure, NotFoundError, PhiflowError, QuotaError
 from tasks.platforms.local.state import project_folder
@@ -100,7 +101,7 @@ class Infrastructure:
         if existing is None:
             if create:
                 with translated(f"Compute cluster {name}"):
-                    self._workspace.ml.compute.begin_create_or_update(wanted)  # jobs queue until it is there
+                    stop_polling(self._workspace.ml.compute.begin_create_or_update(wanted))  # jobs queue until then
             reason = f"there was no cluster {name}"
         else:
             self._require_same(existing, wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tasks.platforms.azure.build_context import is_defined
+from tasks.platforms.azure.deployments import require_request_time
 from tasks.platforms.azure.infrastructure import cluster_name
 from tasks.platforms.azure.preparation import require_file
 from tasks.platforms.azure.sources import is_remote, open_remote, registered_model
@@ -13,10 +14,8 @@ from tasks.platforms.local import preflight as local
 from tasks.platforms.local.state import LEAST_FREE_BYTES, Home, project_folder
 
 if TYPE_CHECKING:
-    from tasks.config import DataConfig, ModelConfig, PipelineConfig, ServingConfig
+    from tasks.config import DataConfig, ModelConfig, PipelineConfig
     from tasks.platforms.azure.client import Workspace
-
-LONGEST_REQUEST_SECONDS = 180
 
 
 def require_runnable(config: PipelineConfig, workspace: Workspace) -> None:
@@ -28,7 +27,7 @@ def require_runnable(config: PipelineConfig, workspace: Workspace) -> None:
         NotFoundError: there is no such workspace.
     """
     cluster_name(config.compute)
-    _require_serving(config.serving)
+    require_request_time(config.serving)
     _require_source(config.data)
     _require_base_model(config.model)
     for name in (config.environment.training, config.serving_environment):
@@ -63,16 +62,6 @@ def _require_base_model(model: ModelConfig) -> None:
         local.require_base_model(model)
     else:
         registered_model(model.base)
-
-
-def _require_serving(serving: ServingConfig) -> None:
-    # Microsoft's reference of the deployment's request_settings names this maximum.
-    if serving.request_timeout_seconds > LONGEST_REQUEST_SECONDS:
-        raise ConfigError(
-            f"serving.request_timeout_seconds is {serving.request_timeout_seconds:g}, and online endpoints on Azure "
-            f"take {LONGEST_REQUEST_SECONDS} at most.",
-            fix="Lower it.",
-        )
 
 
 def _require_environment(name: str) -> None:

@@ -85,7 +85,7 @@ class Resource:
         for pause in self._pauses():
             try:
                 with translated(self.what):
-                    _stop_polling(call())
+                    stop_polling(call())
                 return
             except (ConflictError, TransientPlatformError) as error:
                 if time.monotonic() + pause > deadline:
@@ -116,7 +116,7 @@ class Resource:
             pause *= 1.5
 
 
-def _stop_polling(poller: Any) -> None:
+def stop_polling(poller: Any) -> None:
     """End the SDK's own polling, which asks every few seconds in a thread, beside ours and for nobody."""
     poller.polling_method().finished = lambda: True
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from azure.core.polling import LROPoller, NoPolling
 
 from tasks.config import AzureIdentityConfig, AzurePlatformConfig, ComputeConfig
 from tasks.platforms.azure.client import Workspace
@@ -63,8 +64,9 @@ class Clusters:
             raise NotFoundError(f"Compute cluster {name} was not found.")
         return self.existing
 
-    def begin_create_or_update(self, compute: Any) -> None:
+    def begin_create_or_update(self, compute: Any) -> LROPoller[Any]:
         self.begun.append(compute)
+        return LROPoller(None, None, lambda _: None, NoPolling())
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ class Offline:
         ({"model": {"base": "azureml://registries/azureml/models/phi/labels/latest"}}, ConfigError, "no version"),
         ({"model": {"base": "/nonexistent"}}, ConfigError, "does not exist"),
         ({"environment": {"serving": "promptflow"}}, ConfigError, "no environment 'promptflow' for Azure"),
-        ({"serving": {"request_timeout_seconds": 181}}, ConfigError, "181, and online endpoints on Azure take 180"),
+        ({"serving": {"request_timeout_seconds": 181}}, ConfigError, "181, and managed online endpoints allow 180"),
         ({"environment": {"chat": "none"}}, ConfigError, "no environment 'none'"),
     ],
 )

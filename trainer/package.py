@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import shutil
 import tempfile
 import warnings
@@ -50,6 +51,7 @@ def _work_folder(target: Path) -> Path:
 
 
 def _save_mlflow(model: Any, tokenizer: Any, target: Path) -> None:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # importing it would report that
     import mlflow.transformers
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # it advises about cards and signatures we set

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -60,6 +61,7 @@ class Scorer:
         """Load the model; `error` says why it could not be."""
         started = time.monotonic()
         try:
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # importing it would report that
             import mlflow.pyfunc
 
             self._model = mlflow.pyfunc.load_model(str(self._model_dir))

@@ -77,6 +77,12 @@ def test_every_exchange_is_as_published(azure: AzureJourney, deployed: Deployed)
     assert ended.returncode == 0, ended.stdout[-6000:]
 
 
+def test_no_name_outside_this_machine_is_looked_up(azure: AzureJourney, deployed: Deployed) -> None:
+    """Neither the command, nor the SDK, nor a job asks for any name but the emulator's."""
+    refused = Path(azure.reach["PHIFLOW_EMULATOR_REFUSED"])
+    assert not refused.exists() or refused.read_text(encoding="utf-8") == ""
+
+
 @pytest.mark.slow
 def test_status_plan_and_data_look_without_making(azure: AzureJourney, deployed: Deployed) -> None:
     """The commands that look tell the workspace's names and leave the workspace as it is."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import requests
-from journey import ROOT, Journey, _shared, eventually, kill
+from journey import ROOT, Journey, _shared, eventually, kill, records
 
 AZURITE_FOLDERS = (ROOT / "node_modules" / ".bin", ROOT / ".phiflow-azure" / "node" / "node_modules" / ".bin")
 _PLATFORM = {"kind": "azure", "poll_seconds": 0.2}
@@ -71,6 +71,8 @@ class AzureJourney(Journey):
     def configure(self, name: str, rows: Any = None, **sections: Any) -> Path:
         platform = {**_PLATFORM, **sections.pop("platform", {})}
         compute = {"size": "Standard_E16s_v3", **sections.pop("compute", {})}
+        # Other data than the local journeys', which would find it prepared on this machine.
+        rows = records(41) if rows is None else rows
         return super().configure(name, rows, platform=platform, compute=compute, **sections)
 
     def exchanges(self) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ shared while jobs, models and endpoints are not.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -203,12 +204,15 @@ class Journey:
         self._closed = True
         stopped = self.phiflow("stop", timeout=120) if self.home.exists() else None
         left = self.processes()
+        told = []
         for process in left:
-            process.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.Error):  # it may have ended by itself
+                told.append(f"{process.pid} {' '.join(process.cmdline())[-300:]}")
+                process.send_signal(signal.SIGKILL)
         if not os.environ.get("PHIFLOW_TEST_KEEP"):
             shutil.rmtree(self.folder, ignore_errors=True)
         assert stopped is None or stopped.returncode == 0, stopped.stderr
-        assert not left, f"still running after phiflow stop: {left}"
+        assert not left, f"still running after phiflow stop: {told}"
 
 
 @functools.cache

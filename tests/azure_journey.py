@@ -41,6 +41,8 @@ class AzureJourney(Journey):
         self.reach: dict[str, str] = {}
         self.url = ""
         self.start_emulator()
+        # Each folder of tests has a `journey` fixture of its own, and whichever ends first closes the shared one.
+        local.closes_first.append(self.close)
 
     def start_emulator(self) -> None:
         """Start it on what it kept before, if anything, and wait until it answers."""

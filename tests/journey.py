@@ -90,6 +90,7 @@ class Journey:
         # A folder of its own, short: sockets and configuration paths are below it.
         self.folder = Path(tempfile.mkdtemp(prefix="phiflow-"))
         self.home = self.folder / "home"
+        self.closes_first: list[Callable[[], None]] = []
         self._closed = False
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -202,6 +203,8 @@ class Journey:
         if self._closed:
             return
         self._closed = True
+        for close in self.closes_first:
+            close()
         stopped = self.phiflow("stop", timeout=120) if self.home.exists() else None
         left = self.processes()
         told = []

@@ -19,6 +19,7 @@ from azure.core.credentials import TokenCredential
 from tasks.platforms.azure import quiet
 from tasks.platforms.azure.credentials import open_credential
 from tasks.platforms.azure.translate import translated
+from tasks.platforms.errors import PhiflowError
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -135,7 +136,7 @@ class Workspace:
         }
         if scope == "vault":
             resources["vault"] = f"https://{self._vaults.partition(':')[0]}"
-        with translated("The sign-in"):
+        with translated(f"Workspace {self.name}"):
             return self.credential.get_token(f"{resources[scope]}/.default").token
 
     def send(
@@ -191,13 +192,17 @@ class Workspace:
     @functools.cached_property
     def _cloud(self) -> dict[str, str]:
         """The addresses of the cloud in use, with its `name`."""
-        with translated("The cloud's metadata"):
-            from azure.ai.ml import _azure_environments as clouds  # reads the cloud already when it is imported
+        try:
+            with translated("The cloud's metadata"):
+                from azure.ai.ml import _azure_environments as clouds  # reads the cloud already when it is imported
 
-            name = clouds._get_default_cloud_name()
-            if name not in _VAULTS:  # a private cloud: as it is now, not as an earlier client found it
-                clouds._environments.pop(name, None)
-            details = dict(clouds._get_cloud_details(name))
+                name = clouds._get_default_cloud_name()
+                if name not in _VAULTS:  # a private cloud: as it is now, not as an earlier client found it
+                    clouds._environments.pop(name, None)
+                details = dict(clouds._get_cloud_details(name))
+        except PhiflowError as error:
+            error.fix = error.fix or "Check the variables AZUREML_CURRENT_CLOUD and ARM_CLOUD_METADATA_URL."
+            raise
         # The SDK forgets a cloud it read from ARM_CLOUD_METADATA_URL and reads it again for every client.
         clouds._environments[name] = details
         return {

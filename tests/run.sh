@@ -6,8 +6,8 @@ bin=.venv/bin
 export PHIFLOW_HOME="${PHIFLOW_TEST_HOME:-$PWD/.phiflow-test}"
 failed=0
 
-results=$(mktemp -d)
-trap 'rm -rf "$results"' EXIT
+output=$(mktemp)
+trap 'rm -f "$output"; kill $(jobs -p) 2>/dev/null || true' EXIT
 
 in_environment() { # name, folder of tests, arguments
     local name=$1 folder=$2 python
@@ -20,14 +20,20 @@ in_environment() { # name, folder of tests, arguments
     PYTHONPATH="$PWD:$PHIFLOW_HOME/test-tools-$name" "$python" -m pytest "$folder" "$@"
 }
 
+in_environments() {
+    local failed=0
+    renice -n 10 "$BASHPID" >/dev/null
+    in_environment training tests/unit/trainer "$@" || failed=1
+    in_environment serving-cpu tests/unit/server "$@" || failed=1
+    in_environment promptflow tests/unit/promptflow_app "$@" || failed=1
+    return $failed
+}
+
+# Beside the orchestrator's own tests, which wait a good deal; the output comes in one piece after theirs.
+in_environments "$@" >"$output" 2>&1 &
+others=$!
 echo "== tests in the orchestrator's environment"
 "$bin/python" -m pytest tests --ignore tests/unit/trainer --ignore tests/unit/server --ignore tests/unit/promptflow_app "$@" || failed=1
-# Beside each other, since each waits a good deal; each one's output in one piece.
-in_environment training tests/unit/trainer "$@" >"$results/training" 2>&1 & training=$!
-in_environment serving-cpu tests/unit/server "$@" >"$results/serving-cpu" 2>&1 & serving=$!
-in_environment promptflow tests/unit/promptflow_app "$@" >"$results/promptflow" 2>&1 & promptflow=$!
-for job in training:$training serving-cpu:$serving promptflow:$promptflow; do
-    wait "${job#*:}" || failed=1
-    cat "$results/${job%%:*}"
-done
+wait "$others" || failed=1
+cat "$output"
 exit $failed

@@ -22,7 +22,7 @@ in_environment() { # name, folder of tests, arguments
 
 in_environments() {
     local failed=0
-    renice -n 10 "$BASHPID" >/dev/null
+    renice -n 10 "${BASHPID:-$$}" >/dev/null
     in_environment training tests/unit/trainer "$@" || failed=1
     in_environment serving-cpu tests/unit/server "$@" || failed=1
     in_environment promptflow tests/unit/promptflow_app "$@" || failed=1

@@ -26,6 +26,7 @@ from tasks.infrastructure import (
 from tasks.platforms.errors import GateRefusedError
 from tasks.registry import register_model
 from tasks.report import RunReport, publish_report, tracking_url
+from tasks.restore import restore_traffic
 from tasks.rollout import (
     deploy,
     endpoint_lease,
@@ -33,7 +34,6 @@ from tasks.rollout import (
     objection_to_traffic,
     probe_deployment,
     read_traffic,
-    restore_traffic,
     retire_deployments,
     shift_traffic,
 )

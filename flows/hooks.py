@@ -15,7 +15,7 @@ def cancel_what_the_run_started(flow: Any, flow_run: Any, state: Any) -> None:
     """Cancel the run's jobs and undo its rollout."""
     from tasks.config import PipelineConfig
     from tasks.platforms.connect import connect
-    from tasks.rollout import undo_recorded_rollout
+    from tasks.restore import undo_recorded_rollout
 
     config = PipelineConfig.model_validate(flow_run.parameters["config"])
     platform = connect(config.platform)

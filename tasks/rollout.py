@@ -1,7 +1,7 @@
 """Stage: a new deployment beside the old one, probed, given traffic step by step, taken back on any doubt.
 
-The flow holds the lease on the endpoint and the try/except that calls `restore_traffic`. The way back is also
-recorded with the endpoint, so that a run that was killed is undone by the next.
+The flow holds the lease on the endpoint and the try/except that calls `tasks.restore`. The way back is also recorded
+with the endpoint, so that a run that was killed is undone by the next.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tasks.platforms.refs import (
     TrafficSplit,
     TrainingResult,
 )
+from tasks.restore import delete_or_tell, undo_recorded_rollout
 from tasks.step import log, step
 from tasks.watch import watch
 
@@ -50,20 +51,6 @@ def ensure_endpoint(place: PlatformConfig, name: str, description: str = "") -> 
     with platform.lease_endpoint(name, f"run {flow_run.name}", LEASE_WAIT_SECONDS):
         undo_recorded_rollout(platform, name)
     return endpoint
-
-
-def undo_recorded_rollout(platform: Platform, endpoint: str, run_id: str = "") -> bool:
-    """Give traffic back as the record of an unfinished rollout says; the caller holds the lease or the record."""
-    status = platform.read_endpoint(endpoint)
-    if status is None or status.rollout is None or (run_id and status.rollout.run_id != run_id):
-        return False
-    if dict(status.traffic.percents).get(status.rollout.candidate, 0) > 0:
-        before = {name: percent for name, percent in status.rollout.traffic_before if percent}
-        platform.set_traffic(endpoint, before, f"undid the unfinished rollout of {status.rollout.candidate}")
-        log().warning("Restored traffic endpoint=%s after an unfinished rollout", endpoint)
-    platform.record_rollout(endpoint, None)
-    _tell_cost(status, status.rollout.candidate)
-    return True
 
 
 @contextmanager
@@ -234,50 +221,6 @@ def shift_traffic(
     return split
 
 
-def restore_traffic(place: PlatformConfig, before: EndpointStatus, error: BaseException) -> None:
-    """Put the traffic back, and take the candidate away, since it failed or nobody watches it any more.
-
-    A plain function: a run that is being cancelled starts no more tasks.
-    """
-    platform = connect(place)
-    now = platform.read_endpoint(before.name)
-    if now is None or now.rollout is None:
-        return
-    candidate = now.rollout.candidate
-    if dict(now.traffic.percents).get(candidate, 0) > 0:
-        what = error.message if isinstance(error, PhiflowError) else type(error).__name__
-        try:
-            platform.set_traffic(before.name, {n: p for n, p in before.traffic.percents if p}, f"restored: {what}")
-        except PhiflowError as failure:
-            raise RolloutError(
-                f"{what} And the traffic of {before.name} could not be put back: {failure.message}",
-                fix=f"The next run puts it back, or: phiflow roll-back. {failure.fix}".strip(),
-            ) from failure
-    log().warning("Restored traffic endpoint=%s percents=%s", before.name, dict(before.traffic.percents))
-    platform.record_rollout(before.name, None)
-    # What was ready before this run is not this run's to take away; what a killed run left unfinished is.
-    if candidate not in {deployment.name for deployment in before.deployments if deployment.state == "ready"}:
-        _delete_or_tell(platform, before.name, candidate)
-    else:
-        _tell_cost(now, candidate)
-
-
-def _tell_cost(status: EndpointStatus, deployment: str) -> None:
-    left = next((d for d in status.deployments if d.name == deployment and d.cost), None)
-    if left:
-        log().warning("Left deployment=%s; the next rollout adopts or retires it. %s", left.name, left.cost)
-
-
-def _delete_or_tell(platform: Platform, endpoint: str, deployment: str) -> bool:
-    """Delete a deployment that nobody needs; when that fails, say what is left, since more important things go on."""
-    try:
-        platform.delete_deployment(endpoint, deployment)
-    except PhiflowError as error:
-        log().warning("Could not delete deployment=%s: %s", deployment, error)
-        return False
-    return True
-
-
 @step(cache_policy=NO_CACHE)
 def retire_deployments(
     place: PlatformConfig, traffic: TrafficSplit, before: EndpointStatus, limits: RolloutConfig
@@ -291,6 +234,6 @@ def retire_deployments(
     idle.sort(key=lambda name: name == before.traffic.main)
     retired = idle[: max(0, len(idle) - limits.keep_previous)]
     for name in retired:
-        if _delete_or_tell(platform, traffic.endpoint, name):
+        if delete_or_tell(platform, traffic.endpoint, name):
             log().info("Retired deployment=%s", name)
     return platform.read_endpoint(traffic.endpoint) or status

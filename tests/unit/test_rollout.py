@@ -11,6 +11,7 @@ import pytest
 from fakes import ENDPOINT, ENVIRONMENT, FakePlatform, broken, model_version, training_result
 from prefect.tasks import Task
 
+import tasks.restore
 import tasks.rollout
 from flows import fine_tune_and_deploy as flow_module
 from tasks.config import PipelineConfig, RolloutConfig, ServingConfig
@@ -39,6 +40,7 @@ def platform(monkeypatch: pytest.MonkeyPatch) -> FakePlatform:
     fake = FakePlatform()
     fake.serve(OLD, "1", 100)
     monkeypatch.setattr(tasks.rollout, "connect", lambda place: fake)
+    monkeypatch.setattr(tasks.restore, "connect", lambda place: fake)
     return fake
 
 
@@ -393,11 +395,11 @@ def test_killed_rollout_is_undone_by_the_next_run(platform: FakePlatform, run_fl
 
 def test_only_its_own_rollout_is_undone_by_a_cancelled_run(platform: FakePlatform) -> None:
     """A run's id limits the undoing to that run's rollout; without a record nothing happens."""
-    assert not tasks.rollout.undo_recorded_rollout(platform, ENDPOINT)
+    assert not tasks.restore.undo_recorded_rollout(platform, ENDPOINT)
     platform.record = RolloutRecord(run_id="mine", candidate="v2-16", traffic_before=((OLD, 100),))
-    assert not tasks.rollout.undo_recorded_rollout(platform, ENDPOINT, "another")
+    assert not tasks.restore.undo_recorded_rollout(platform, ENDPOINT, "another")
     assert platform.record is not None
-    assert tasks.rollout.undo_recorded_rollout(platform, ENDPOINT, "mine")
+    assert tasks.restore.undo_recorded_rollout(platform, ENDPOINT, "mine")
     assert platform.splits == []
     assert platform.record is None
 
@@ -405,7 +407,7 @@ def test_only_its_own_rollout_is_undone_by_a_cancelled_run(platform: FakePlatfor
 def test_restore_without_a_rollout_changes_nothing(platform: FakePlatform) -> None:
     """An error before anything was deployed restores nothing, since nothing moved."""
     before = platform.read_endpoint(ENDPOINT)
-    tasks.rollout.restore_traffic(PLACE, before, RuntimeError("early"))
+    tasks.restore.restore_traffic(PLACE, before, RuntimeError("early"))
     assert platform.splits == []
 
 

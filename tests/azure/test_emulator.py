@@ -9,13 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.azure.bodies import COMPUTE, PREVIEW, W, cluster_body, environment_body
 from tests.azure_emulator.azurite import open_client
 from tests.azure_emulator.process import EmulatorProcess
 from tests.azure_emulator.server import SCOPE
-
-W = SCOPE.workspace_id
-PREVIEW = "?api-version=2023-04-01-preview"
-COMPUTE = "?api-version=2023-08-01-preview"
 
 _SDK = """
 import json, os, sys, tempfile
@@ -154,21 +151,12 @@ def test_the_key_vault_gives_a_secret_to_whom_it_is_for(emulator: EmulatorProces
     assert "hf_emulated" not in emulator.log.read_text(encoding="utf-8")
 
 
-def _environment(**changes: Any) -> dict[str, Any]:
-    return {"properties": {"image": "mcr.microsoft.com/x", **changes}}
-
-
-def _cluster(size: str = "Standard_DS3_v2", most: int = 1, **changes: Any) -> dict[str, Any]:
-    inner = {"vmSize": size, "scaleSettings": {"minNodeCount": 0, "maxNodeCount": most}}
-    return {"location": "westeurope", "properties": {"computeType": "AmlCompute", "properties": inner}, **changes}
-
-
 _DATASTORE = "azureml://datastores/workspaceblobstore/paths"
 _REFUSED: dict[str, tuple[str, Any, int, str]] = {
     "environment without image": (f"environments/e/versions/1{PREVIEW}", {"properties": {}}, 400, "image and build"),
     "environment with bad conda": (
         f"environments/e/versions/1{PREVIEW}",
-        _environment(condaFile="dependencies: ["),
+        environment_body(condaFile="dependencies: ["),
         400,
         "condaFile",
     ),
@@ -178,7 +166,7 @@ _REFUSED: dict[str, tuple[str, Any, int, str]] = {
         400,
         "no content",
     ),
-    "asset with a bad name": (f"environments/-e/versions/1{PREVIEW}", _environment(), 400, "name '-e'"),
+    "asset with a bad name": (f"environments/-e/versions/1{PREVIEW}", environment_body(), 400, "name '-e'"),
     "data of an unknown datastore": (
         f"data/d/versions/1{PREVIEW}",
         {"properties": {"dataType": "uri_file", "dataUri": "azureml://datastores/none/paths/x"}},
@@ -210,13 +198,18 @@ _REFUSED: dict[str, tuple[str, Any, int, str]] = {
         404,
         "Could not find job: none",
     ),
-    "tags that are not text": (f"environments/e/versions/1{PREVIEW}", _environment(tags={"a": 1}), 400, "tags"),
-    "cluster of an unknown size": (f"computes/c1{COMPUTE}", _cluster("Standard_Huge"), 400, "Standard_Huge"),
-    "cluster with a bad name": (f"computes/1{COMPUTE}", _cluster(), 400, "Compute name '1'"),
-    "cluster without a region": (f"computes/c1{COMPUTE}", _cluster(location=""), 400, "location"),
-    "no api-version": ("environments/e/versions/1", _environment(), 400, "api-version"),
-    "an unknown api-version": ("environments/e/versions/1?api-version=2035-01-01", _environment(), 400, "2035-01-01"),
-    "another workspace": (f"../other/environments/e/versions/1{PREVIEW}", _environment(), 404, "workspaces/other"),
+    "tags that are not text": (f"environments/e/versions/1{PREVIEW}", environment_body(tags={"a": 1}), 400, "tags"),
+    "cluster of an unknown size": (f"computes/c1{COMPUTE}", cluster_body("Standard_Huge"), 400, "Standard_Huge"),
+    "cluster with a bad name": (f"computes/1{COMPUTE}", cluster_body(), 400, "Compute name '1'"),
+    "cluster without a region": (f"computes/c1{COMPUTE}", cluster_body(location=""), 400, "location"),
+    "no api-version": ("environments/e/versions/1", environment_body(), 400, "api-version"),
+    "an unknown api-version": (
+        "environments/e/versions/1?api-version=2035-01-01",
+        environment_body(),
+        400,
+        "2035-01-01",
+    ),
+    "another workspace": (f"../other/environments/e/versions/1{PREVIEW}", environment_body(), 404, "workspaces/other"),
 }
 
 
@@ -234,9 +227,9 @@ def test_what_azure_refuses_is_refused(case: str, emulator: EmulatorProcess) -> 
 def test_a_version_does_not_change(emulator: EmulatorProcess) -> None:
     """The same again is no conflict, tags may change, and another content is refused."""
     path = f"{W}/environments/fixed/versions/1{PREVIEW}"
-    assert emulator.send("PUT", path, _environment()).status_code == 201
-    assert emulator.send("PUT", path, _environment(tags={"a": "b"})).status_code == 200
-    refused = emulator.send("PUT", path, _environment(image="mcr.microsoft.com/y"))
+    assert emulator.send("PUT", path, environment_body()).status_code == 201
+    assert emulator.send("PUT", path, environment_body(tags={"a": "b"})).status_code == 200
+    refused = emulator.send("PUT", path, environment_body(image="mcr.microsoft.com/y"))
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "UserError")
     read = emulator.send("GET", path).json()["properties"]
     assert (read["image"], read["tags"]) == ("mcr.microsoft.com/x", {"a": "b"})
@@ -245,19 +238,21 @@ def test_a_version_does_not_change(emulator: EmulatorProcess) -> None:
 def test_a_cluster_keeps_its_size(emulator: EmulatorProcess) -> None:
     """Its number of nodes changes; its machines do not."""
     path = f"{W}/computes/kept{COMPUTE}"
-    assert emulator.send("PUT", path, _cluster(most=1)).status_code == 201
+    assert emulator.send("PUT", path, cluster_body(most=1)).status_code == 201
     assert (
-        emulator.send("PUT", path, _cluster(most=3)).json()["properties"]["properties"]["scaleSettings"]["maxNodeCount"]
+        emulator.send("PUT", path, cluster_body(most=3)).json()["properties"]["properties"]["scaleSettings"][
+            "maxNodeCount"
+        ]
         == 3
     )
-    refused = emulator.send("PUT", path, _cluster("Standard_DS4_v2"))
+    refused = emulator.send("PUT", path, cluster_body("Standard_DS4_v2"))
     assert refused.status_code == 400
     assert "vmSize" in refused.json()["error"]["message"]
 
 
 def test_ids_are_equal_in_any_case(emulator: EmulatorProcess) -> None:
     """Resource Manager does not tell resourceGroups from resourcegroups."""
-    emulator.send("PUT", f"{W}/environments/Cased/versions/1{PREVIEW}", _environment())
+    emulator.send("PUT", f"{W}/environments/Cased/versions/1{PREVIEW}", environment_body())
     answer = emulator.send("GET", f"{W.lower()}/environments/cased/versions/1{PREVIEW}")
     assert answer.json()["id"].endswith("/environments/Cased/versions/1")
 
@@ -265,7 +260,7 @@ def test_ids_are_equal_in_any_case(emulator: EmulatorProcess) -> None:
 def test_long_lists_come_in_pages(emulator: EmulatorProcess) -> None:
     """Whoever takes the first page for the list misses the rest."""
     for number in range(1, 104):
-        emulator.send("PUT", f"{W}/environments/many/versions/{number}{PREVIEW}", _environment())
+        emulator.send("PUT", f"{W}/environments/many/versions/{number}{PREVIEW}", environment_body())
     first = emulator.send("GET", f"{W}/environments/many/versions{PREVIEW}").json()
     second = emulator.send("GET", first["nextLink"].removeprefix(emulator.url)).json()
     assert (len(first["value"]), len(second["value"]), "nextLink" in second) == (100, 3, False)
@@ -287,77 +282,6 @@ def test_a_token_for_storage_does_not_open_resource_manager(emulator: EmulatorPr
     assert answer.json()["error"]["code"] == "InvalidAuthenticationTokenAudience"
 
 
-def test_a_scenario_refuses_the_nth_request(emulator: EmulatorProcess) -> None:
-    """With status, header and code; the others go through, and it is done once."""
-    match = {"method": "GET", "path": "/datastores$", "nth": 2}
-    emulator.add_scenario("status", match=match, status=429, headers={"Retry-After": "7"})
-    path = f"{W}/datastores{PREVIEW}"
-    answers = [emulator.send("GET", path) for _ in range(3)]
-    assert [answer.status_code for answer in answers] == [200, 429, 200]
-    assert answers[1].headers["Retry-After"] == "7"
-    assert answers[1].json()["error"]["code"] == "TooManyRequests"
-    assert emulator.waiting_scenarios() == []
-    assert [one["scenario"] for one in emulator.exchanges(path="/datastores$")["exchanges"]] == ["", "status", ""]
-
-
-def test_a_lost_answer_has_done_its_work(emulator: EmulatorProcess) -> None:
-    """The client cannot know whether it has: asking first tells."""
-    import requests
-
-    emulator.add_scenario("lost", match={"method": "PUT", "path": "/environments/lost/"})
-    path = f"{W}/environments/lost/versions/1{PREVIEW}"
-    with pytest.raises(requests.ConnectionError):
-        emulator.send("PUT", path, _environment())
-    assert emulator.send("GET", path).status_code == 200
-
-
-def test_a_dropped_request_did_nothing(emulator: EmulatorProcess) -> None:
-    """The other way to get no answer."""
-    import requests
-
-    emulator.add_scenario("drop", match={"method": "PUT", "path": "/environments/dropped/"})
-    path = f"{W}/environments/dropped/versions/1{PREVIEW}"
-    with pytest.raises(requests.ConnectionError):
-        emulator.send("PUT", path, _environment())
-    assert emulator.send("GET", path).status_code == 404
-
-
-def test_an_operation_can_get_stuck_or_fail(emulator: EmulatorProcess) -> None:
-    """Its status URL says so."""
-    emulator.add_scenario("stuck", match={"path": "/computes/stuck"})
-    error = {"code": "ClusterCoreQuotaReached", "message": "No cores."}
-    emulator.add_scenario("fault", match={"path": "/computes/fault"}, **error)
-    states = {}
-    for name in ("stuck", "fault"):
-        begun = emulator.send("PUT", f"{W}/computes/{name}{COMPUTE}", _cluster())
-        status_path = begun.headers["Azure-AsyncOperation"].removeprefix(emulator.url)
-        states[name] = _ended(emulator, status_path) if name == "fault" else emulator.send("GET", status_path).json()
-    assert states["stuck"] == {"status": "InProgress"}
-    assert states["fault"]["status"] == "Failed"
-    assert states["fault"]["error"]["code"] == "ClusterCoreQuotaReached"
-    properties = emulator.send("GET", f"{W}/computes/fault{COMPUTE}").json()["properties"]
-    assert properties["provisioningState"] == "Failed"
-    assert properties["provisioningErrors"][0]["error"]["message"] == "No cores."
-
-
-def _ended(emulator: EmulatorProcess, path: str) -> dict[str, Any]:
-    import time
-
-    deadline = time.monotonic() + 10
-    while (state := emulator.send("GET", path).json())["status"] == "InProgress":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    result: dict[str, Any] = state
-    return result
-
-
-def test_a_header_scripts_one_request_by_hand(emulator: EmulatorProcess) -> None:
-    """For people with curl."""
-    script = json.dumps({"do": "status", "status": 403})
-    answer = emulator.send("GET", f"{W}{PREVIEW}", **{"x-emulator-scenario": script})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "AuthorizationFailed")
-
-
 def test_the_log_has_no_tokens(emulator: EmulatorProcess) -> None:
     """Exchanges are kept whole, but for what opens something."""
     token = emulator.token()
@@ -372,8 +296,8 @@ def test_the_log_has_no_tokens(emulator: EmulatorProcess) -> None:
 def test_a_killed_emulator_goes_on_where_it_was(start_emulator: Callable[..., EmulatorProcess], tmp_path: Path) -> None:
     """Same address, same keys, same resources and blobs; a cluster that was on its way arrives."""
     emulator = start_emulator(tmp_path / "state")
-    emulator.send("PUT", f"{W}/environments/kept/versions/1{PREVIEW}", _environment())
-    emulator.send("PUT", f"{W}/computes/kept{COMPUTE}", _cluster())
+    emulator.send("PUT", f"{W}/environments/kept/versions/1{PREVIEW}", environment_body())
+    emulator.send("PUT", f"{W}/computes/kept{COMPUTE}", cluster_body())
     blobs = open_client(json.loads((tmp_path / "state/emulator/secrets/storage.json").read_text()))
     blobs.get_container_client("azureml").upload_blob("kept", b"content")
     before, storage = dict(emulator.env), emulator.storage_process()

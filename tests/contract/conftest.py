@@ -16,6 +16,7 @@ import pytest
 from tasks.config import AzurePlatformConfig, LocalPlatformConfig
 from tasks.platforms.connect import connect
 from tasks.platforms.refs import EnvironmentRef, ModelVersion
+from tests.contract.azure_service import IDENTITY, Service
 from tests.contract.places import MADE, NAME, NAME_FILE, Place, server_source, version
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,24 @@ def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             home=str(folder / "home"),
         )
         yield azure_place(connect(config))
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One emulator for all tests of a module."""
+    pytest.importorskip("azure.ai.ml", reason="the packages for Azure are not installed")
+    folder = tmp_path_factory.mktemp("azure-endpoints")
+    with emulator_process(folder, "--server-source", str(server_source(folder))) as process, reached(process.env):
+        config = AzurePlatformConfig(
+            subscription_id=process.env["AZURE_SUBSCRIPTION_ID"],
+            resource_group=process.env["AZURE_RESOURCE_GROUP"],
+            workspace=process.env["AZURE_ML_WORKSPACE"],
+            poll_seconds=0.1,
+            home=str(folder / "home"),
+            identity=IDENTITY,
+        )
+        platform = connect(config)
+        yield Service(process, azure_place(platform), platform)
 
 
 def azure_place(platform: Any) -> Place:

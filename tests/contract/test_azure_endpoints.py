@@ -1,4 +1,4 @@
-"""Endpoints and models in a workspace of the emulator, through the real SDK: what the service's faults must not do.
+"""Endpoints in a workspace of the emulator, through the real SDK: what the service's faults must not do.
 
 The port's own promises are in test_platform.py. Model servers are its stand-in.
 """
@@ -6,82 +6,24 @@ The port's own promises are in test_platform.py. Model servers are its stand-in.
 from __future__ import annotations
 
 import logging
-import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from tasks.config import AzureIdentityConfig, AzurePlatformConfig, ServingConfig
+from tasks.config import ServingConfig
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import ConfigError, ConflictError, NotFoundError, QuotaError, TransientPlatformError
-from tasks.platforms.refs import DeploymentRef, DeploymentStatus, JobKind, JobRef
-from tests.contract.conftest import azure_place, emulator_process, reached
-from tests.contract.places import MADE, NAME, Place, server_source
+from tests.contract.azure_service import IDENTITY, Service
+from tests.contract.places import NAME
 
 # Its own emulator and some twenty deployments take a minute or more.
 pytestmark = pytest.mark.slow
-IDENTITY = AzureIdentityConfig(
-    resource_id="/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/phiflow-emulator"
-    "/providers/Microsoft.ManagedIdentity/userAssignedIdentities/chat",
-    client_id="00000000-0000-0000-0000-00000000c11e",
-)
-SERVING = ServingConfig(environment_variables={"GREETING": "hello"})
 QUESTION = [{"role": "user", "content": "Who are you?"}]
 ENDPOINT = "W/onlineEndpoints/{name}"
 DEPLOYMENT = "W/onlineEndpoints/{name}/deployments/{deployment}"
-
-
-@dataclass
-class Service:
-    """The emulator, and a platform that reaches it."""
-
-    process: Any
-    place: Place
-    platform: Any
-
-    def resource(self, path: str) -> dict[str, Any]:
-        """What the service says of a resource of the workspace."""
-        workspace = self.platform.workspace
-        answer = workspace.send("GET", f"{workspace.resource_id}/{path}", params={"api-version": "2024-04-01"})
-        body: dict[str, Any] = answer.json()
-        return body
-
-    def deploy(self, number: str = "1", serving: ServingConfig = SERVING) -> DeploymentRef:
-        """Begin a deployment."""
-        reference: DeploymentRef = self.platform.deploy(NAME, self.place.model(number), serving, self.place.environment)
-        return reference
-
-    def settled(self, deployment: DeploymentRef) -> DeploymentStatus:
-        """A deployment when nothing is being done to it."""
-        deadline = time.monotonic() + 40
-        while True:
-            status: DeploymentStatus = self.platform.read_deployment(NAME, deployment.name)
-            if status.state != "starting":
-                return status
-            assert time.monotonic() < deadline, status
-            time.sleep(0.1)
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One emulator for all tests of the module."""
-    pytest.importorskip("azure.ai.ml", reason="the packages for Azure are not installed")
-    folder = tmp_path_factory.mktemp("azure-endpoints")
-    with emulator_process(folder, "--server-source", str(server_source(folder))) as process, reached(process.env):
-        config = AzurePlatformConfig(
-            subscription_id=process.env["AZURE_SUBSCRIPTION_ID"],
-            resource_group=process.env["AZURE_RESOURCE_GROUP"],
-            workspace=process.env["AZURE_ML_WORKSPACE"],
-            poll_seconds=0.1,
-            home=str(folder / "home"),
-            identity=IDENTITY,
-        )
-        platform = connect(config)
-        yield Service(process, azure_place(platform), platform)
 
 
 @pytest.fixture
@@ -330,56 +272,3 @@ def test_freeze_and_rollout_record_survive_each_other(service: Service) -> None:
     for number in (1, 3, 5):
         assert any(f"(change {number})" in line for line in status.history), status.history
     platform.freeze_endpoint(NAME, "")
-
-
-def job_with_model(service: Service, name: str) -> tuple[JobRef, str]:
-    """A job that left an MLflow model, and where."""
-    storage = service.platform.workspace.storage
-    path = f"phiflow/jobs/{name}/model"
-    storage.write(f"{path}/MLmodel", b"flavors:\n  transformers:\n    task: llm/v1/chat\n    code: null\n")
-    kind = {"kind": JobKind.TRAINING, "data_digest": "d", "url": "https://studio", "origin": MADE}
-    return JobRef(name=name, key=name, attempt=1, **kind), storage.uri(path)  # type: ignore[arg-type]
-
-
-def test_content_is_registered_once_and_versions_count(emulated: Service) -> None:
-    """Registering the same content again adopts its version; other content gets the next number; both are read."""
-    platform = emulated.platform
-    job, location = job_with_model(emulated, "job-1")
-    other, elsewhere = job_with_model(emulated, "job-2")
-    gate = '{"passed": true, "reason": "' + "x" * 300 + '"}'
-    first = platform.register_model("counted", job, location, "a" * 64, gate)
-    assert (first.version, first.location, first.job, first.data_digest) == ("1", location, "job-1", "d")
-    assert first.gate == gate
-    again = platform.register_model("counted", other, elsewhere, "a" * 64, gate)
-    assert again == first
-    assert again.origin.reused
-    assert platform.register_model("counted", other, elsewhere, "b" * 64, "{}").version == "2"
-    assert platform.read_model("counted", "1") == first
-    with pytest.raises(NotFoundError, match="Version 3 of model counted"):
-        platform.read_model("counted", "3")
-
-
-def test_two_that_register_at_once_make_one_version_each_content(emulated: Service) -> None:
-    """However many register at once, each content has one version, and no number is given twice."""
-    jobs = [job_with_model(emulated, f"race-{number}") for number in range(4)]
-
-    def register(number: int) -> tuple[str, str]:
-        job, location = jobs[number]
-        digest = ("a" if number < 2 else "b") * 64
-        return digest, emulated.platform.register_model("raced", job, location, digest, "{}").version
-
-    with ThreadPoolExecutor(4) as pool:
-        registered = set(pool.map(register, range(4)))
-    assert len(registered) == 2, registered
-    assert {version for _, version in registered} == {"1", "2"}
-
-
-def test_version_is_rejected_and_taken_back(emulated: Service) -> None:
-    """A rejection is kept with the version until it is taken back, and changes nothing else of it."""
-    platform = emulated.platform
-    job, location = job_with_model(emulated, "job-rejected")
-    model = platform.register_model("rejected", job, location, "c" * 64, '{"passed": true}')
-    assert platform.reject_model(model, "rude").rejected == "rude"
-    found = platform.read_model("rejected", model.version)
-    assert found.rejected == "rude"
-    assert platform.reject_model(found, "") == model

@@ -68,14 +68,21 @@ def run(config: Config = None, set_: Set = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def plan(config: Config = None, set_: Set = None, as_json: Json = False) -> None:
-    """Show what a run would create and reuse; trains and deploys nothing."""
+def plan(
+    config: Config = None,
+    set_: Set = None,
+    refresh_prices: Annotated[
+        bool, typer.Option("--refresh-prices", help="Ask Azure's public price list, and keep what it says.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a run would create, reuse, need and cost; trains and deploys nothing."""
     from flows.command import default_configuration, open_configuration
     from flows.plan import make_plan
     from flows.show import show_plan
 
     resolved, origins = open_configuration(config or default_configuration(), set_)
-    _print(make_plan(resolved, origins), as_json, show_plan)
+    _print(make_plan(resolved, origins, refresh_prices=refresh_prices), as_json, show_plan)
 
 
 @app.command()
@@ -148,6 +155,63 @@ def freeze(
     from flows.operate import freeze_endpoint
 
     print(freeze_endpoint(open_configuration(config, None)[0], "" if off else reason))
+
+
+@app.command()
+def up(
+    config: Config = None,
+    set_: Set = None,
+    what_if: Annotated[bool, typer.Option("--what-if", help="Show what would change, and change nothing.")] = False,
+    part: Annotated[
+        str,
+        typer.Option(help="owner: what needs Owner rights (identity, roles); engineer: the rest; all."),
+    ] = "all",
+    request_quota: Annotated[
+        bool, typer.Option("--request-quota", help="Ask Azure for the vCPUs that are missing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the Azure workspace of a configuration, and what belongs to it; writes the ids into the file."""
+    from flows.up import bring_up
+
+    raise typer.Exit(bring_up(config, set_, part, what_if=what_if, request_quota=request_quota, as_json=as_json))
+
+
+@app.command()
+def down(
+    config: Served = None,
+    set_: Set = None,
+    scope: Annotated[str, typer.Option(help="chat, endpoint, compute, or all of what phiflow made.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List what would be deleted and what it costs, ask, and delete it."""
+    from flows.tear_down import take_down
+
+    raise typer.Exit(take_down(config, set_, scope, yes=yes, as_json=as_json))
+
+
+@app.command()
+def sweep(
+    config: Served = None,
+    set_: Set = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what was found.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find what phiflow made and nobody uses."""
+    from flows.command import open_configuration
+    from flows.show import show_leftovers
+    from flows.sweep import sweep_place
+
+    _print(sweep_place(open_configuration(config, set_)[0], delete=delete), as_json, show_leftovers)
+
+
+@app.command()
+def doctor(config: Config = None, set_: Set = None, as_json: Json = False) -> None:
+    """Check what a run needs, one line each, with the command that mends it."""
+    from flows.doctor import examine
+
+    raise typer.Exit(examine(config, set_, as_json))
 
 
 @app.command()

@@ -56,6 +56,29 @@ class AzureIdentityConfig(Section):
     client_id: str = Field("", description="Told to jobs and deployments, which choose their identity by it.")
 
 
+class AzureResourcesConfig(Section):
+    """What `phiflow up` makes around the workspace; a resource id here is used as it is, and never made or deleted."""
+
+    storage_account: str = Field("", description="Resource id of an existing one; empty: made.")
+    key_vault: str = Field("", description="Resource id of an existing one; empty: made.")
+    log_analytics: str = Field("", description="Resource id of an existing workspace; empty: made.")
+    application_insights: str = Field("", description="Resource id of an existing one; empty: made.")
+    container_registry: str = Field("", description="Resource id of an existing one; empty: made.")
+    identity_roles: Literal["least", "contributor"] = Field(
+        "least", description="What the identity may do; contributor: everything in the resource group, too."
+    )
+    engineer: str = Field("", description="Object id of who runs phiflow, given Contributor on the resource group.")
+    chat_history: bool = Field(False, description="Also an Azure Cosmos DB account (Table) for the chat app's history.")
+    monthly_budget: float = Field(0, ge=0, description="Mails a warning at this many dollars a month; 0: none.")
+    budget_contact: str = Field("", description="The address that is warned.")
+
+    @model_validator(mode="after")
+    def _a_budget_warns_somebody(self) -> AzureResourcesConfig:
+        if self.monthly_budget and not self.budget_contact:
+            raise ValueError("budget_contact is empty, but monthly_budget is set; say whom it warns")
+        return self
+
+
 class AzurePlatformConfig(Section):
     """An Azure Machine Learning workspace."""
 
@@ -69,6 +92,7 @@ class AzurePlatformConfig(Section):
     )
     tenant_id: str = Field("", description="The tenant to sign in to; empty: the credential's own.")
     identity: AzureIdentityConfig = AzureIdentityConfig()
+    resources: AzureResourcesConfig = AzureResourcesConfig()
     poll_seconds: float = Field(15, gt=0, le=600, description="How often jobs and deployments are looked at.")
     hub_token_secret: str = Field(
         "", description="Secret of the workspace's key vault with the hub token that jobs read; never the token."
@@ -242,6 +266,30 @@ class ChatConfig(Section):
     request_timeout_seconds: float = Field(120, gt=0, le=3600)
 
 
+class CostConfig(Section):
+    """What a run may cost, and by which prices; nothing on this machine costs."""
+
+    max_run: float | None = Field(
+        None, gt=0, description="Dollars; a run that may cost more is refused before its job is submitted."
+    )
+    prices: str = Field("", description="A price table instead of the shipped one; `phiflow plan --refresh-prices`.")
+
+
+class ApprovalConfig(Section):
+    """How a run waits for a person, at the places that `approve` names."""
+
+    timeout_seconds: int = Field(86400, ge=1, le=2592000)
+    default: Literal["refuse", "approve"] = Field("refuse", description="The answer when nobody gave one in time.")
+
+
+class RetentionConfig(Section):
+    """What `phiflow sweep` may find unused; what serves, may be rolled back to, or shows a rejection always stays."""
+
+    soak_hours: float = Field(24, ge=0, description="A deployment without traffic, and not kept, stays this long.")
+    endpoint_hours: float = Field(0, ge=0, description="An endpoint's time to live; 0: it stays.")
+    keep_last: int = Field(5, ge=1, le=1000, description="Versions kept of model, data and each environment.")
+
+
 def _train(value: Any) -> Any:
     return TrainConfig.from_dict(value) if isinstance(value, dict) else value
 
@@ -264,6 +312,12 @@ class PipelineConfig(Section):
     serving: ServingConfig = ServingConfig()
     rollout: RolloutConfig = RolloutConfig()
     chat: ChatConfig = ChatConfig()
+    approve: tuple[Literal["submit", "traffic"], ...] = Field(
+        (), description="Where a run waits for a person: before it spends, before the new version takes traffic."
+    )
+    approval: ApprovalConfig = ApprovalConfig()
+    cost: CostConfig = CostConfig()
+    retention: RetentionConfig = RetentionConfig()
 
     @property
     def endpoint_name(self) -> str:

@@ -21,7 +21,7 @@ from trainer.config import TrainConfig
 MAX_CONFIG_BYTES = 1 << 20
 _FILE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 # (section, key) of values that may be paths, and so are made absolute at the edge.
-_PATHS = (("data", "source"), ("data", "test_source"), ("model", "base"), ("platform", "home"))
+_PATHS = (("data", "source"), ("data", "test_source"), ("model", "base"), ("platform", "home"), ("cost", "prices"))
 
 
 class _Loader(yaml.SafeLoader):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tasks.platforms.errors import ConfigError
 from tasks.platforms.port import Platform
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
     from tasks.config import AzurePlatformConfig, PipelineConfig, PlatformConfig
     from tasks.platforms.azure.client import Workspace
+    from tasks.platforms.azure.provisioning import Provisioning
     from tasks.platforms.azure.storage import Storage
     from tasks.platforms.local.local_platform import LocalPlatform
     from tasks.platforms.local.services import Services
+    from tasks.platforms.refs import Check
 
 # Of what `pip install 'phiflow[azure]'` brings, the modules that the adapter imports itself.
 _AZURE_MODULES = ("azure.core", "azure.identity", "azure.storage.blob", "azure.ai.ml")
@@ -92,6 +94,28 @@ def local_services(home: str = "") -> Services:
 
     _keep_loopback_off_proxies()
     return Services(Home.open(home))
+
+
+def provisioning(config: PipelineConfig) -> Provisioning:
+    """What makes the workspace of a configuration on Azure, and what belongs to it."""
+    assert config.platform.kind == "azure"
+    workspace = _open(config.platform)
+    from tasks.platforms.azure.provisioning import Provisioning
+
+    return Provisioning(config, workspace)
+
+
+def run_checks(config: PipelineConfig, purpose: Literal["run", "up"] = "run") -> Iterator[Check]:
+    """Look at what a run, or `phiflow up`, needs, in the order in which it matters; changes nothing."""
+    if config.platform.kind == "azure":
+        workspace = _open(config.platform)
+        from tasks.platforms.azure.checks import run_checks
+
+        yield from run_checks(config, workspace, purpose)
+    else:
+        from tasks.platforms.local.checks import run_checks as run_local_checks
+
+        yield from run_local_checks(config)
 
 
 def tear_down(config: PipelineConfig) -> Iterator[str]:

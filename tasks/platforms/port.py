@@ -31,13 +31,14 @@ from tasks.platforms.refs import (
     JobRef,
     JobSpec,
     JobStatus,
+    Leftover,
     ModelVersion,
     RolloutRecord,
     TrafficSplit,
 )
 
 if TYPE_CHECKING:
-    from tasks.config import ChatConfig, ComputeConfig, DataConfig, ModelConfig, ServingConfig
+    from tasks.config import ChatConfig, ComputeConfig, DataConfig, ModelConfig, PipelineConfig, ServingConfig
 
 
 class Platform(Protocol):
@@ -155,6 +156,13 @@ class Platform(Protocol):
         """Serve the chat app, or adopt or refresh the one that runs; returns once it answers."""
 
     def read_chat(self, endpoint: str) -> ChatService | None: ...
+
+    # What nobody uses
+    def find_leftovers(self, config: PipelineConfig) -> tuple[Leftover, ...]:
+        """What phiflow made and nobody uses, by the configuration's retention; never what it did not make."""
+
+    def remove_leftover(self, leftover: Leftover) -> None:
+        """Begin its deletion; nothing when it is gone. ConflictError when it is in use again."""
 
     # Where people look
     def tracking_url(self) -> str:

@@ -369,3 +369,50 @@ class ChatService:
     url: str
     endpoint: str
     origin: Origin = field(compare=False)
+
+
+class Outcome(StrEnum):
+    PASS = "pass"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that a run, or `phiflow up`, needs: what was found, and the command that mends it.
+
+    `failure` is the class that `tasks.platforms.errors.Failure` names, or empty.
+    """
+
+    name: str
+    outcome: Outcome
+    found: str
+    fix: str = ""
+    failure: str = ""
+
+
+class LeftoverKind(StrEnum):
+    """What a sweep looks for."""
+
+    DEPLOYMENT = "deployment"
+    ENDPOINT = "endpoint"
+    CLUSTER = "cluster"
+    JOB = "job"
+    MODEL = "model"
+    CHECKPOINTS = "checkpoints"
+    ENVIRONMENT = "environment"
+    DATA = "data"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leftover:
+    """Something phiflow made and nobody uses.
+
+    `location` is where the platform finds it again; `cost` says what it costs while it is there, or is empty.
+    """
+
+    kind: LeftoverKind
+    name: str
+    reason: str
+    location: str
+    cost: str = ""

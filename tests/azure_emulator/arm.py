@@ -75,11 +75,17 @@ class Router:
 
     Args:
         authorize: raises when an ARM request has no valid token.
+
+    Attributes:
+        guards: raise when a request with a token must not pass all the same.
+        versions: the api-versions that are known.
     """
 
     def __init__(self, scope: Scope, authorize: Callable[[Request], None]) -> None:
         self._scope = scope
         self._authorize = authorize
+        self.guards: list[Callable[[Request], None]] = []
+        self.versions = set(_KNOWN_VERSIONS)
         self._routes: list[tuple[str, re.Pattern[str], str, Handler]] = []
 
     def register(self, method: str, pattern: str, handler: Handler) -> None:
@@ -124,10 +130,12 @@ class Router:
                 f"The api-version '{version}' is invalid. The format should be 'yyyy-MM-dd' with an optional suffix."
             )
             raise arm_error(400, "InvalidApiVersionParameter", message)
-        if version not in _KNOWN_VERSIONS:
-            known = ", ".join(sorted(_KNOWN_VERSIONS))
+        if version not in self.versions:
+            known = ", ".join(sorted(self.versions))
             message = f"No registered resource provider found for API version '{version}'. The supported are '{known}'."
             raise arm_error(400, "NoRegisteredProviderFound", message)
+        for guard in self.guards:
+            guard(request)
 
     def _nothing_there(self, path: str) -> ServiceError:
         parts = [part for part in path.split("/") if part]

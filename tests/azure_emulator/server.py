@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.azure_emulator import assets, computes, control, execution, metadata, vault, workspace
+from tests.azure_emulator import assets, computes, control, execution, metadata, subscription, vault, workspace
 from tests.azure_emulator.arm import Handler, Router, Scope, answered
 from tests.azure_emulator.azurite import Account, Azurite, open_client
 from tests.azure_emulator.certificates import ensure_certificates
@@ -28,6 +28,7 @@ from tests.azure_emulator.listener import Listener
 from tests.azure_emulator.names import CERTIFICATE_NAMES, SUFFIX, TENANT, cloud_name
 from tests.azure_emulator.operations import Operations
 from tests.azure_emulator.scenarios import Scenarios, refusal
+from tests.azure_emulator.settings import Settings
 from tests.azure_emulator.store import Store
 from tests.azure_emulator.web import Answer, Request, ServiceError, now
 
@@ -49,7 +50,7 @@ class Emulator:
     Attributes:
         url: where it listens; the same after a restart with the same state.
         workspace_id: the workspace's resource id.
-        store, operations, scenarios, exchanges: see their modules.
+        store, settings, operations, scenarios, exchanges: see their modules.
         account: the storage account.
         state: the folder.
         options: the command line's, with `home`, `monitor_lag` and `server_source`.
@@ -72,6 +73,7 @@ class Emulator:
         self.url = f"https://127.0.0.1:{settings['port']}"
         self.cloud = cloud_name(settings["port"])
         self.store = Store(self.state / "resources")
+        self.settings = Settings(self.store)
         self.operations = Operations(self.store, SCOPE, self.url)
         self.scenarios = Scenarios(self.state / "scenarios.json")
         self.exchanges = Exchanges(Path(options.log).absolute())
@@ -92,7 +94,7 @@ class Emulator:
             self.register("GET", f"L/{family}/{{id}}", self.operations.read_status)
         for family in ("mfeOperationResults", "computeOperationResults"):
             self.register("GET", f"L/{family}/{{id}}", self.operations.read_result)
-        for module in (control, workspace, vault, computes, assets, execution):
+        for module in (control, subscription, workspace, vault, computes, assets, execution):
             module.install(self)
         for store in self.store.list(f"{self.workspace_id}/datastores"):
             if name := store["properties"].get("containerName"):
@@ -114,6 +116,18 @@ class Emulator:
         See `arm.py` for patterns; `*` is every method. What is below /subscriptions needs a token and an api-version.
         """
         self._router.register(method, pattern, handler)
+
+    def guard(self, call: Callable[[Request], None]) -> None:
+        """Have `call(request)` refuse what must not pass, by raising a ServiceError.
+
+        It is asked for every request below /subscriptions that has a token and a version, and for the PUT of each
+        resource of a template: that has the resource's whole id as its path, and the route `template`.
+        """
+        self._router.guards.append(call)
+
+    def allow_versions(self, *versions: str) -> None:
+        """Have Resource Manager know more api-versions."""
+        self._router.versions.update(versions)
 
     def on_stop(self, call: Callable[[], None]) -> None:
         """Have something done when the emulator ends in order."""

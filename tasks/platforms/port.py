@@ -159,7 +159,10 @@ class Platform(Protocol):
 
     # What nobody uses
     def find_leftovers(self, config: PipelineConfig) -> tuple[Leftover, ...]:
-        """What phiflow made and nobody uses, by the configuration's retention; never what it did not make."""
+        """What phiflow made and nobody uses, by the configuration's retention; never what it did not make.
+
+        Every job that has not ended is among it: only the caller knows which of its `runs` are alive.
+        """
 
     def remove_leftover(self, leftover: Leftover) -> None:
         """Begin its deletion; nothing when it is gone. ConflictError when it is in use again."""

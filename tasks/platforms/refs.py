@@ -409,6 +409,7 @@ class Leftover:
     """Something phiflow made and nobody uses.
 
     `location` is where the platform finds it again; `cost` says what it costs while it is there, or is empty.
+    `machines` has the size of each machine that bills meanwhile, `runs` the ids of the runs that want a job.
     """
 
     kind: LeftoverKind
@@ -416,3 +417,50 @@ class Leftover:
     reason: str
     location: str
     cost: str = ""
+    machines: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+
+
+class Scope(StrEnum):
+    """How much a tear-down deletes."""
+
+    CHAT = "chat"
+    ENDPOINT = "endpoint"
+    COMPUTE = "compute"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """One thing that a tear-down deletes.
+
+    `location` is where the platform finds it again, `effect` what ends with it, for people, and `machines` the size of
+    each machine that bills while it is there.
+    """
+
+    kind: str
+    name: str
+    location: str
+    effect: str = ""
+    machines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remainder:
+    """Something that a tear-down leaves, why, and whether it costs anything; `fix` says how it would go."""
+
+    kind: str
+    name: str
+    reason: str
+    bills: bool = False
+    fix: str = ""
+    machines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TearDown:
+    """What a tear-down of one scope deletes, in this order, and what it leaves."""
+
+    scope: Scope
+    removals: tuple[Removal, ...]
+    remainders: tuple[Remainder, ...]

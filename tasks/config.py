@@ -288,7 +288,7 @@ class RetentionConfig(Section):
     soak_hours: float = Field(24, ge=0, description="A deployment without traffic, and not kept, stays this long.")
     endpoint_hours: float = Field(0, ge=0, description="An endpoint's time to live; 0: it stays.")
     checkpoint_hours: float = Field(168, ge=0, description="Checkpoints stay this long after a job without a model.")
-    job_hours: float = Field(2, ge=0, description="A job goes on this long after the last run that wanted it has ended.")
+    job_hours: float = Field(2, ge=0, description="A job goes on this long after the last run that wants it.")
     keep_last: int = Field(5, ge=1, le=1000, description="Versions kept of model, data and each environment.")
 
 

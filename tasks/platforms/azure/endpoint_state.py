@@ -88,6 +88,10 @@ class EndpointState:
         """Delete the notes, which were on an earlier endpoint of that name."""
         self._storage.delete(_path(endpoint))
 
+    def is_leased(self, endpoint: str) -> bool:
+        """Whether somebody changes the endpoint now."""
+        return self._storage.is_leased(f"{_FOLDER}/{endpoint}.lease")
+
     def lease(self, endpoint: str, owner: str, wait_seconds: float) -> AbstractContextManager[None]:
         """The exclusive right to change the endpoint."""
         return self._storage.lease(f"{_FOLDER}/{endpoint}.lease", owner, wait_seconds)

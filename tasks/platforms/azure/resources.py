@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 API = "2024-04-01"
+# A tag: on a job whose model a sweep has deleted, so that no run adopts it; on a cluster whose nodes a sweep let go.
+SWEPT = "phiflow.swept"
 _IN_TRANSITION = ("Creating", "Updating", "Scaling", "Deleting")
 _FIRST_PAUSE_SECONDS = 1.0
 
@@ -44,12 +46,7 @@ class Resource:
 
     def list_below(self, below: str) -> Iterator[dict[str, Any]]:
         """The resources of a kind below it; NotFoundError when it is not there itself."""
-        url = f"{self.workspace.resource_id}/{self.path}/{below}"
-        params: dict[str, str] | None = {"api-version": API}
-        while url:
-            page = self.workspace.send("GET", url, params=params, what=self.what).json()
-            yield from page.get("value") or ()
-            url, params = str(page.get("nextLink") or ""), None
+        return list_all(self.workspace, f"{self.path}/{below}", self.what)
 
     def await_settled(self, seconds: float) -> dict[str, Any] | None:
         """Wait until nothing changes the resource any more; None when it is gone then.
@@ -114,6 +111,15 @@ class Resource:
         while True:
             yield min(pause, longest)
             pause *= 1.5
+
+
+def list_all(workspace: Workspace, path: str, what: str, **params: str) -> Iterator[dict[str, Any]]:
+    """Every resource of a kind, by its path below the workspace, page by page."""
+    url, query = f"{workspace.resource_id}/{path}", {"api-version": API, **params}
+    while url:
+        page = workspace.send("GET", url, params=query, what=what).json()
+        yield from page.get("value") or ()
+        url, query = str(page.get("nextLink") or ""), {}
 
 
 def stop_polling(poller: Any) -> None:

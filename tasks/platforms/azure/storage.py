@@ -9,8 +9,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from azure.core.exceptions import (
     HttpResponseError,
@@ -36,6 +37,14 @@ RENEW_SECONDS = LEASE_SECONDS / 3
 _LEASE_POLL_SECONDS = 0.5
 _CHANGE_ATTEMPTS = 20
 _KEYS_REFUSED = "KeyBasedAuthenticationNotPermitted"
+
+
+class StoredBlob(NamedTuple):
+    """One blob as a listing tells it."""
+
+    name: str
+    num_bytes: int
+    modified: datetime
 
 
 class Storage:
@@ -149,10 +158,31 @@ class Storage:
         with self._about(prefix):
             return {blob.name: str(blob.etag) for blob in self._container.list_blobs(name_starts_with=prefix)}
 
+    def blobs(self, prefix: str) -> list[StoredBlob]:
+        """The blobs whose path begins with the prefix, by path."""
+        with self._about(prefix):
+            found = self._container.list_blobs(name_starts_with=prefix)
+            return [StoredBlob(blob.name, int(blob.size or 0), blob.last_modified) for blob in found]
+
+    def is_leased(self, path: str) -> bool:
+        """Whether somebody holds the lease of a blob now; False when there is no such blob."""
+        try:
+            with self._about(path):
+                return bool(self._blob(path).get_blob_properties().lease.state == "leased")
+        except NotFoundError:
+            return False
+
     def delete(self, path: str) -> None:
         """Delete a blob; nothing when there is none."""
         with contextlib.suppress(NotFoundError), self._about(path):
             self._blob(path).delete_blob(delete_snapshots="include")
+
+    def delete_all(self, prefix: str) -> int:
+        """Delete the blobs whose path begins with the prefix, the last first; returns how many there were."""
+        names = self.names(prefix)
+        for name in reversed(names):  # with a hierarchical namespace a folder goes only when it is empty
+            self.delete(name)
+        return len(names)
 
     def uri(self, path: str) -> str:
         """How jobs and models name a blob, or a folder of blobs."""

@@ -10,16 +10,14 @@ from tasks.config import PipelineConfig
 
 def show_run(told: dict[str, Any], config: PipelineConfig) -> None:
     """The end of a run: what was trained, how much better it is, where it serves."""
-    data, gate, model = told["data"], told["gate"], told["model"]
-    scores = told["scores"]
-    base, candidate = scores["base"], scores["candidate"]
+    gate, model = told["gate"], told["model"]
     print(
         f"\n{told['run']['state']}: {told['run']['message'] if told['run']['state'] == 'Refused' else gate['reason']}"
     )
-    print(f"  trained   {config.model.base} on {data['counts']['train']} conversations ({told['job']['name']})")
-    print(f"  tested    on {data['counts']['test']} others{_rejected(data)}")
-    print(f"  before    loss {base['loss']:.3f}, word for word {base['exact_match']:.0%}")
-    print(f"  after     loss {candidate['loss']:.3f}, word for word {candidate['exact_match']:.0%}")
+    if told["job"]:
+        _show_training(told, config.model.base)
+    else:
+        print("  trained   nothing: no job was submitted")
     if model:
         print(f"  model     {model['name']} version {model['version']} ({model['digest'][:12]})")
     if told["endpoint"]:
@@ -30,6 +28,14 @@ def show_run(told: dict[str, Any], config: PipelineConfig) -> None:
     print(f"  {_tracking_label(told):<9} {told['mlflow']['url']}")
     for line in what_bills(config):
         print(f"  costs     {line}")
+
+
+def _show_training(told: dict[str, Any], base_model: str) -> None:
+    data, base, candidate = told["data"], told["scores"]["base"], told["scores"]["candidate"]
+    print(f"  trained   {base_model} on {data['counts']['train']} conversations ({told['job']['name']})")
+    print(f"  tested    on {data['counts']['test']} others{_rejected(data)}")
+    print(f"  before    loss {base['loss']:.3f}, word for word {base['exact_match']:.0%}")
+    print(f"  after     loss {candidate['loss']:.3f}, word for word {candidate['exact_match']:.0%}")
 
 
 def show_endpoint(endpoint: dict[str, Any]) -> None:

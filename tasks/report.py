@@ -34,9 +34,9 @@ class RunReport:
 
     base_model: BaseModelRef
     data: DataManifest
-    result: TrainingResult
-    gate: GateReport
     tracking_url: str
+    result: TrainingResult | None = None
+    gate: GateReport | None = None
     outcome: str = ""
     reason: str = ""
     model: ModelVersion | None = None
@@ -52,26 +52,40 @@ def tracking_url(place: PlatformConfig) -> str:
 @step(cache_policy=NO_CACHE)
 def publish_report(place: PlatformConfig, report: RunReport) -> None:
     """Put the report, the loss curve and the links into the Prefect UI."""
-    details = connect(place).read_job_result(report.result.job)
-    curve = svg_data_uri(details["loss_curve"])
-    create_markdown_artifact(markdown(report, details, curve), key="report", description=report.reason)
-    create_image_artifact(curve, key="loss-curve", description="Training loss by step")
+    details = connect(place).read_job_result(report.result.job) if report.result else {}
+    create_markdown_artifact(markdown(report, details), key="report", description=report.reason)
+    if details:
+        curve = svg_data_uri(details["loss_curve"])
+        create_image_artifact(curve, key="loss-curve", description="Training loss by step")
     create_link_artifact(report.tracking_url, link_text=PAGES[place.kind], key="mlflow")
     if report.chat:
         create_link_artifact(report.chat.url, link_text="Chat app", key="chat")
 
 
-def markdown(report: RunReport, details: dict[str, Any], curve: str) -> str:
+def markdown(report: RunReport, details: dict[str, Any]) -> str:
     """The report as a page."""
+    trained = (
+        f"`{report.base_model.base}` on {report.data.num_train} conversations, tested on {report.data.num_test} "
+        f"({report.data.num_rejected} rejected), data `{report.data.digest[:12]}`"
+    )
+    lines = [f"# {report.outcome}", report.reason, "## What was trained on what"]
+    if report.result is None:
+        return "\n\n".join([*lines, f"Nothing: no job was submitted. It would have been {trained}."])
+    lines += [f"{trained}, job [{report.result.job.name}]({report.result.job.url}).", comparison(report)]
+    lines.append(f"![Training loss by step]({svg_data_uri(details['loss_curve'])})")
+    if report.model:
+        lines += ["## Model", f"`{report.model.name}` version {report.model.version}, `{report.model.digest[:12]}`"]
+    if report.endpoint:
+        lines += ["## Traffic", *(f"- {line}" for line in report.endpoint.history[-10:])]
+    return "\n\n".join([*_join_tables(lines), sample_answers(details)])
+
+
+def comparison(report: RunReport) -> str:
+    """Before and after, and what the gate said, in Markdown."""
+    assert report.result and report.gate
     base, candidate = report.result.base, report.result.candidate
     champion = "" if report.gate.champion is None else f"{report.gate.champion:.4f}"
     lines = [
-        f"# {report.outcome}",
-        report.reason,
-        "## What was trained on what",
-        f"`{report.base_model.base}` on {report.data.num_train} conversations, tested on {report.data.num_test} "
-        f"({report.data.num_rejected} rejected), data `{report.data.digest[:12]}`, "
-        f"job [{report.result.job.name}]({report.result.job.url}).",
         "## Before and after",
         "| | base | candidate | now serving |",
         "|---|---|---|---|",
@@ -79,15 +93,15 @@ def markdown(report: RunReport, details: dict[str, Any], curve: str) -> str:
         f"| perplexity | {base.perplexity:.2f} | {candidate.perplexity:.2f} | |",
         f"| token accuracy | {base.token_accuracy:.1%} | {candidate.token_accuracy:.1%} | |",
         f"| word for word | {base.exact_match:.1%} | {candidate.exact_match:.1%} | |",
-        f"![Training loss by step]({curve})",
         "## Gate",
         f"{'Passed' if report.gate.passed else 'Refused'}: {report.gate.reason}.",
     ]
-    if report.model:
-        lines += ["## Model", f"`{report.model.name}` version {report.model.version}, `{report.model.digest[:12]}`"]
-    if report.endpoint:
-        lines += ["## Traffic", *(f"- {line}" for line in report.endpoint.history[-10:])]
-    lines.append("## Sample answers")
+    return "\n\n".join(_join_tables(lines))
+
+
+def sample_answers(details: dict[str, Any]) -> str:
+    """What base and candidate answered to some of the test set's questions, in Markdown."""
+    lines = ["## Sample answers"]
     for sample in details["samples"]:
         lines += [f"**{_cell(sample['question'])}**", f"- before: {_cell(sample['base'])}"]
         lines += [f"- after: {_cell(sample['answer'])}", f"- expected: {_cell(sample['expected'])}"]
@@ -140,18 +154,21 @@ def svg_data_uri(points: list[list[float]]) -> str:
 
 def document(report: RunReport) -> dict[str, Any]:
     """What `phiflow run --json` says beside the run and its steps."""
+    result, gate = report.result, report.gate
+    job = result and {
+        "name": result.job.name,
+        "state": "completed",
+        "attempt": result.job.attempt,
+        "url": result.job.url,
+    }
+    scores = (("base", result.base), ("candidate", result.candidate)) if result else ()
     return {
         "data": data_document(report.data),
-        "job": {
-            "name": report.result.job.name,
-            "state": "completed",
-            "attempt": report.result.job.attempt,
-            "url": report.result.job.url,
-        },
-        "gate": summary(report.gate),
+        "job": job,
+        "gate": summary(gate) if gate else None,
         "scores": {
             label: {"loss": s.loss, "token_accuracy": s.token_accuracy, "exact_match": s.exact_match}
-            for label, s in (("base", report.result.base), ("candidate", report.result.candidate))
+            for label, s in scores
         },
         "model": model_document(report.model),
         "endpoint": endpoint_document(report.endpoint),

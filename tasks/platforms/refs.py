@@ -391,6 +391,20 @@ class Check:
     failure: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceChange:
+    """What `phiflow up` would do to one resource: `action` is create, modify, or unknown where nobody can say.
+
+    `detail` names what of it would change.
+    """
+
+    action: str
+    kind: str
+    name: str
+    location: str
+    detail: str = ""
+
+
 class LeftoverKind(StrEnum):
     """What a sweep looks for."""
 

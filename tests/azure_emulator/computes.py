@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from tests.azure_emulator.sizes import SIZES
+from tests.azure_emulator.skus import is_available
 from tests.azure_emulator.web import Answer, Request, ServiceError, arm_error, now, validation_error
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Computes:
             before = self._emulator.store.get(self._id(name))
             self._require_valid(name, body, before)
             resource = self._resource(name, body, before)
+            request.fault = request.fault or self._emulator.quota.cluster_error(resource)
             self._emulator.store.put(self._id(name), resource)
         operation = self._emulator.operations.start(
             request, lambda fault: self._end(name, fault), seconds=_SECONDS, resource=self._id(name)
@@ -103,7 +105,7 @@ class Computes:
             raise arm_error(400, "LocationRequired", "The location property is required for this definition.")
         inner = properties.get("properties") or {}
         size = str(inner.get("vmSize") or "")
-        if size.upper() not in SIZES:
+        if size.upper() not in SIZES or not is_available(self._emulator, size, body["location"]):
             raise ServiceError(
                 400,
                 "BadRequest",

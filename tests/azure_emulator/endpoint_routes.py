@@ -55,6 +55,7 @@ class EndpointRoutes:
 
     def _put(self, request: Request) -> Answer:
         name = request.parameters["name"]
+        self._require_free(name)
         operation = self._begin(request, self._endpoints.id(name), "oe")
         where = self._emulator.operations.status_url(operation, request.api_version)
         try:
@@ -112,6 +113,7 @@ class EndpointRoutes:
     def _put_deployment(self, request: Request) -> Answer:
         self._required(request)
         name, deployment = request.parameters["name"], request.parameters["deployment"]
+        self._emulator.quota.require_deployment(self._endpoints.id(name, deployment), request.json)
         operation = self._begin(request, self._endpoints.id(name, deployment), "od")
         where = self._emulator.operations.status_url(operation, request.api_version)
         try:
@@ -187,6 +189,15 @@ class EndpointRoutes:
         if found is None:
             raise not_found(f"Could not find deployment {deployment} of online endpoint {name}.")
         return found
+
+    def _require_free(self, name: str) -> None:
+        """Refuse a new endpoint of which somebody else in the region has the name."""
+        taken = name.lower() in self._emulator.settings.all("endpoint-names")
+        if taken and self._endpoints.get(name) is None:
+            raise user_error(
+                f"The specified endpoint name '{name}' is not available. Endpoint names must be unique within the "
+                "region. Please choose a different name and try again."
+            )
 
     def _begin(self, request: Request, resource: str, kind: str) -> str:
         return self._emulator.operations.start(request, None, family="mfe", resource=resource, kind=kind)

@@ -32,6 +32,7 @@ _PROJECT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 0.1
 # How long the service takes for each state that is over at once here.
 PHASE_SECONDS = 0.2
+_WITH_NODES = ("Preparing", "Running", "Finalizing", "CancelRequested")
 
 
 def install(emulator: Emulator) -> None:
@@ -66,6 +67,7 @@ class Execution:
         self.endpoints = Endpoints(workspace, store, self.deployments, **told)
         self.scoring = Scoring(self.endpoints.find, self.serving, self.monitor)
         self.closed = threading.Event()
+        emulator.quota.is_running = lambda job: self.records.status(job)["status"] in _WITH_NODES
 
     def start(self) -> None:
         """Take up again what the emulator's end interrupted: jobs, servers, operations."""

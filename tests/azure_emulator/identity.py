@@ -1,6 +1,9 @@
 """Sign-in: the managed identity's token endpoint, and the check of tokens on requests.
 
 Tokens are signed with a key of the state folder. Azurite looks at issuer, audience and times of the ones for storage.
+
+    PUT /_emulator/sign-in {"expired": true}            no more tokens are given
+    PUT /_emulator/caller {"tenant": "<another GUID>"}  tokens are those of another tenant
 """
 
 from __future__ import annotations
@@ -8,15 +11,23 @@ from __future__ import annotations
 import secrets
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jwt
 
 from tests.azure_emulator.names import ML_RESOURCE, PRINCIPAL, TENANT
 from tests.azure_emulator.web import Answer, Request, ServiceError, arm_error
 
+if TYPE_CHECKING:
+    from tests.azure_emulator.settings import Settings
+
 _SECONDS = 86400
 _STORAGE = "https://storage.azure.com"
 VAULT = "https://vault.azure.net"
+_EXPIRED = (
+    "AADSTS70043: The refresh token has expired or is invalid due to sign-in frequency checks by conditional access. "
+    "Interactive authentication is needed."
+)
 
 
 class Identity:
@@ -26,23 +37,25 @@ class Identity:
         header_secret: what a client must know to be given a token, as on an App Service host.
     """
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, url: str, settings: Settings) -> None:
         self._url = url
+        self._settings = settings
         self._key = _ensure_secret(folder / "token-key")
         self.header_secret = _ensure_secret(folder / "identity-header")
 
     def token(self, resource: str) -> str:
         """A token for a resource, such as the storage of Azure."""
         now = int(time.time())
+        tenant = self._settings.get("caller").get("tenant") or TENANT
         claims = {
             "aud": resource,
-            "iss": f"https://sts.windows.net/{TENANT}/",
+            "iss": f"https://sts.windows.net/{tenant}/",
             "iat": now,
             "nbf": now - 60,
             "exp": now + _SECONDS,
             "oid": PRINCIPAL,
             "sub": PRINCIPAL,
-            "tid": TENANT,
+            "tid": tenant,
             "appid": PRINCIPAL,
             "ver": "1.0",
         }
@@ -54,6 +67,8 @@ class Identity:
         given = request.headers.get("x-identity-header") or request.headers.get("secret", "")
         if not secrets.compare_digest(given, self.header_secret):
             raise arm_error(401, "Unauthorized", "The header X-IDENTITY-HEADER is not that of this host.")
+        if self._settings.get("sign-in").get("expired"):
+            raise arm_error(400, "invalid_grant", _EXPIRED)
         resource = request.query.get("resource", "").rstrip("/")
         if resource not in (self._url, ML_RESOURCE, _STORAGE, VAULT):
             raise arm_error(400, "invalid_resource", f"The resource principal named {resource} was not found.")
@@ -77,7 +92,7 @@ class Identity:
             raise self._refused("AuthenticationFailed", "Authentication failed. The 'Authorization' header is missing.")
         try:
             taken = list(audiences or (self._url, ML_RESOURCE))
-            jwt.decode(token.strip(), self._key, algorithms=["HS256"], audience=taken)
+            request.claims = jwt.decode(token.strip(), self._key, algorithms=["HS256"], audience=taken)
         except jwt.ExpiredSignatureError as error:
             raise self._refused("ExpiredAuthenticationToken", "The access token expiry UTC time is earlier.") from error
         except jwt.InvalidAudienceError as error:

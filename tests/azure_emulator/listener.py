@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -20,6 +21,7 @@ class Listener(ThreadingHTTPServer):
 
     Attributes:
         answer: answers one; set before `serve_forever`.
+        skew_seconds: how much the Date of answers is ahead.
     """
 
     daemon_threads = True
@@ -27,6 +29,7 @@ class Listener(ThreadingHTTPServer):
 
     def __init__(self, port: int, certificates: Certificates) -> None:
         self.answer: Callable[[Request], Answer] = lambda _: Answer(503)
+        self.skew_seconds = 0.0
         try:
             super().__init__(("127.0.0.1", port), _Connection)
         except OSError as error:
@@ -118,6 +121,10 @@ class _Connection(BaseHTTPRequestHandler):
         finally:
             if hasattr(pieces, "close"):
                 pieces.close()
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The header Date."""
+        return super().date_time_string((timestamp or time.time()) + self.server.skew_seconds)
 
     def log_message(self, format: str, *args: Any) -> None:
         """The log of exchanges says it all."""

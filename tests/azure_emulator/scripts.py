@@ -86,12 +86,13 @@ def _taken(scenario: Mapping[str, Any] | None, known: Mapping[str, tuple[str, di
     return settings
 
 
-def quota_refused(size: str, subscription: str) -> dict[str, Any]:
-    """The error body for a deployment that the subscription has no cores for."""
+def quota_refused(size: str, subscription: str, cores: tuple[int, int, int] = (24, 24, 8)) -> dict[str, Any]:
+    """The error body for a deployment that the subscription has no cores for: in use, limit, needed."""
+    used, limit, needed = cores
     message = (
         f'InferencingClient HttpRequest error, error detail: {{"errors":{{"VmSize":["Not enough quota available for '
-        f"{size} in SubscriptionId {subscription}. Current usage/limit: 24/24. Additional needed: 8 Please see "
-        'troubleshooting guide, available here: https://aka.ms/oe-tsg#error-outofquota"]},"status":400}'
+        f"{size} in SubscriptionId {subscription}. Current usage/limit: {used}/{limit}. Additional needed: {needed} "
+        'Please see troubleshooting guide, available here: https://aka.ms/oe-tsg#error-outofquota"]},"status":400}'
     )
     detail = {"code": "InferencingClientCreateDeploymentFailed", "message": message, "details": []}
     return {

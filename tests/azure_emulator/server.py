@@ -18,7 +18,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.azure_emulator import assets, computes, control, execution, metadata, subscription, vault, workspace
+from tests.azure_emulator import (
+    assets,
+    computes,
+    control,
+    execution,
+    metadata,
+    retail_prices,
+    subscription,
+    vault,
+    workspace,
+)
 from tests.azure_emulator.arm import Handler, Router, Scope, answered
 from tests.azure_emulator.azurite import Account, Azurite, open_client
 from tests.azure_emulator.certificates import ensure_certificates
@@ -36,6 +46,9 @@ if TYPE_CHECKING:
     from azure.storage.blob import BlobServiceClient
 
     from tasks.platforms.local.local_platform import LocalPlatform
+    from tests.azure_emulator.authorization import Rights
+    from tests.azure_emulator.providers import Providers
+    from tests.azure_emulator.quota import Quota
 
 SCOPE = Scope("00000000-0000-0000-0000-000000000001", "phiflow-emulator", "phiflow-emulated", "westeurope")
 _LOOPBACK = Path(__file__).parent / "loopback"
@@ -50,13 +63,18 @@ class Emulator:
     Attributes:
         url: where it listens; the same after a restart with the same state.
         workspace_id: the workspace's resource id.
-        store, settings, operations, scenarios, exchanges: see their modules.
+        store, settings, operations, scenarios, exchanges, rights, providers, quota: see their modules.
         account: the storage account.
         state: the folder.
         options: the command line's, with `home`, `monitor_lag` and `server_source`.
         env: the variables with which a process reaches the emulator, and nothing else than this machine.
         connection_file: what `azurite.open_client` takes, for processes that outlive the emulator.
     """
+
+    # Set when they are installed.
+    rights: Rights
+    providers: Providers
+    quota: Quota
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -77,8 +95,9 @@ class Emulator:
         self.operations = Operations(self.store, SCOPE, self.url)
         self.scenarios = Scenarios(self.state / "scenarios.json")
         self.exchanges = Exchanges(Path(options.log).absolute())
-        self.identity = Identity(self.state / "secrets", self.url)
+        self.identity = Identity(self.state / "secrets", self.url, self.settings)
         self.connection_file = self.state / "secrets" / "storage.json"
+        self.taken_names_file = self.state / "taken-endpoint-names.txt"
         self._router = Router(SCOPE, self.identity.require)
         self._stopping: list[Callable[[], None]] = []
 
@@ -128,6 +147,10 @@ class Emulator:
     def allow_versions(self, *versions: str) -> None:
         """Have Resource Manager know more api-versions."""
         self._router.versions.update(versions)
+
+    def set_clock(self, skew_seconds: float) -> None:
+        """Have the Date of all answers be so much ahead."""
+        self._server.skew_seconds = skew_seconds
 
     def on_stop(self, call: Callable[[], None]) -> None:
         """Have something done when the emulator ends in order."""
@@ -293,6 +316,8 @@ class Emulator:
             "PYTHONPATH": path,
             "PHIFLOW_EMULATOR_REFUSED": str(self.state / "refused-names.txt"),
             "PHIFLOW_EMULATOR_URL": self.url,
+            "PHIFLOW_EMULATOR_TAKEN": str(self.taken_names_file),
+            "PHIFLOW_PRICES_URL": f"{self.url}{retail_prices.PATH}",
         }
 
 

@@ -20,6 +20,7 @@ class Request:
     Attributes:
         parameters: what the route's placeholders stand for, as the client wrote it.
         route: the route's pattern, such as `W/jobs/{name}`.
+        claims: what the token says of who asks; empty on routes that need none.
         stuck: a scenario wants that an operation begun by this request never ends.
         fault: the error that a scenario wants such an operation to end with.
     """
@@ -31,6 +32,7 @@ class Request:
     body: bytes
     parameters: dict[str, str] = field(default_factory=dict)
     route: str = ""
+    claims: dict[str, Any] = field(default_factory=dict)
     stuck: bool = False
     fault: dict[str, Any] | None = None
 
@@ -76,6 +78,7 @@ class ServiceError(Exception):
         *,
         inner: str = "",
         headers: Mapping[str, str] | None = None,
+        details: list[dict[str, Any]] | None = None,
         plain: bool = False,
     ) -> None:
         super().__init__(message)
@@ -83,13 +86,16 @@ class ServiceError(Exception):
         self.code = code
         self.headers = dict(headers or {})
         self._inner = inner
+        self._details = details or []
         self._plain = plain
 
     def answer(self, location: str) -> Answer:
         """The error as the service words it; Resource Manager's own errors are shorter."""
         error: dict[str, Any] = {"code": self.code, "message": str(self)}
         if not self._plain:
-            error |= {"details": [], "additionalInfo": _additional(location, self._inner)}
+            error |= {"details": self._details, "additionalInfo": _additional(location, self._inner)}
+        elif self._details:
+            error["details"] = self._details
         return Answer(self.status, {"error": error}, self.headers)
 
 

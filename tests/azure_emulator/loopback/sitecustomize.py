@@ -1,6 +1,9 @@
 """Put first on PYTHONPATH, this keeps a Python process on this machine: the emulator's host names are 127.0.0.1, and
 no other name than this machine's resolves. Refused names are written to PHIFLOW_EMULATOR_REFUSED, a file.
 
+Online endpoints have names of their own in a region: those in the file PHIFLOW_EMULATOR_TAKEN are somebody else's, and
+`<name>.<region>.inference.ml.azure.com` resolves; other names of that domain do not, and nobody minds the question.
+
 Key vaults have no port in their addresses, and clients know them by the names of Azure's clouds: `*.vault.azure.net`
 is the emulator at PHIFLOW_EMULATOR_URL.
 
@@ -15,6 +18,7 @@ import sys
 
 _SUFFIX = ".azure-emulator.test"
 _VAULTS = ".vault.azure.net"
+_ENDPOINTS = ".inference.ml.azure.com"
 _HTTPS = 443
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _resolve = socket.getaddrinfo
@@ -38,11 +42,23 @@ def _mapped(host):
         return "127.0.0.1"
     if _is_local(name):
         return host
+    if name.endswith(_ENDPOINTS):
+        if name.partition(".")[0] in _taken_names():
+            return "127.0.0.1"
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     refused = os.environ.get("PHIFLOW_EMULATOR_REFUSED")
     if refused:
         with open(refused, "a", encoding="utf-8") as file:
             file.write(f"{name}\n")
     raise socket.gaierror(socket.EAI_NONAME, f"{name} is not of this machine, and the emulator allows no other")
+
+
+def _taken_names():
+    try:
+        with open(os.environ["PHIFLOW_EMULATOR_TAKEN"], encoding="utf-8") as file:
+            return file.read().split()
+    except (KeyError, OSError):
+        return []
 
 
 def _getaddrinfo(host, port, *args, **kwargs):

@@ -129,6 +129,26 @@ def cancel(config: Served = None) -> None:
         print(line)
 
 
+@app.command()
+def approve(
+    config: Served = None,
+    run_id: Annotated[str, typer.Option("--run", metavar="ID", help="The run, by the first letters of its id.")] = "",
+    refuse: Annotated[bool, typer.Option("--refuse", help="Say no; the run ends Refused.")] = False,
+    reason: Annotated[str, typer.Option(help="Kept in the run's log and report.")] = "",
+    reject: Annotated[
+        bool, typer.Option("--reject", help="Say no, and let no later run give this version traffic.")
+    ] = False,
+    show: Annotated[bool, typer.Option("--show", help="Show the question, and answer nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Answer the run that waits for approval: yes, or no."""
+    from flows.approval_command import answer_waiting_run, show_answer
+
+    answer: dict[str, Any] = {"answer": "refuse" if refuse or reject else "approve", "reason": reason}
+    answer |= {"reject_version": True} if reject else {}
+    _print(answer_waiting_run(config, run_id, {} if show else answer), as_json, show_answer)
+
+
 @app.command("roll-back")
 def roll_back(
     reason: Annotated[str, typer.Option(help="Kept with the version, which never gets traffic again.")],

@@ -17,19 +17,21 @@ from tasks.chat import publish_connection, serve_chat
 from tasks.config import PipelineConfig, PlatformConfig
 from tasks.config_files import with_absolute_paths
 from tasks.data import prepare_data
+from tasks.estimate.estimate import estimate_run, require_within_cap
 from tasks.evaluation import compare_with_champion, read_champion
 from tasks.infrastructure import (
     ensure_compute,
     ensure_environment,
     resolve_base_model,
 )
+from tasks.lease import endpoint_lease
 from tasks.platforms.errors import GateRefusedError
+from tasks.questions import approve_submission, approve_traffic
 from tasks.registry import register_model
 from tasks.report import RunReport, publish_report, tracking_url
 from tasks.restore import restore_traffic
 from tasks.rollout import (
     deploy,
-    endpoint_lease,
     ensure_endpoint,
     objection_to_traffic,
     probe_deployment,
@@ -56,6 +58,13 @@ def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]
     base = resolve_base_model(place, config.model, training)
     data = prepare_data(place, config.data, base, training, config.train.max_length)
     spec = training_spec(config, base, data, training, compute)
+    report = RunReport(base_model=base, data=data, tracking_url=tracking_url(place))
+    try:
+        estimate = estimate_run(config, base, data)
+        require_within_cap(config, estimate)
+        approve_submission(config, spec, estimate)
+    except GateRefusedError as error:
+        return refuse(place, report, str(error))
     job = submit_training(place, spec)
     serving = ensure_environment(place, config.serving_environment)
     promptflow = ensure_environment(place, config.environment.chat)
@@ -63,23 +72,24 @@ def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]
     endpoint = ensure_endpoint(place, config.endpoint_name, config.endpoint.description)
     champion = read_champion(place, endpoint, config.model_name)
     gate = compare_with_champion(place, spec, result, champion, config.gate)
-    report = RunReport(base_model=base, data=data, result=result, gate=gate, tracking_url=tracking_url(place))
+    report = replace(report, result=result, gate=gate)
     if not gate.passed:
         return refuse(place, report, gate.reason)
     model = register_model(place, config.model_name, result, gate)
     report = replace(report, model=model)
-    with endpoint_lease(place, endpoint):
+    with endpoint_lease(place, endpoint) as lease:
         before = read_traffic(place, endpoint)
         if objection := objection_to_traffic(before, model):
             return refuse(place, replace(report, endpoint=before), objection)
         try:
             deployment = deploy(place, before, model, config.serving, serving)
             probe_deployment(place, deployment, result, config.rollout)
+            before = approve_traffic(config, lease, before, deployment, report)
             traffic = shift_traffic(place, deployment, before, config.rollout, result)
         except BaseException as error:
             restore_traffic(place, before, error)
             if isinstance(error, GateRefusedError):
-                return refuse(place, replace(report, endpoint=before), error.message)
+                return refuse(place, replace(report, endpoint=before), str(error))
             raise
         after = retire_deployments(place, traffic, before, config.rollout)
     connection = publish_connection(place, endpoint)

@@ -17,7 +17,7 @@ from flows.command import (
     remember_run,
     report_error,
 )
-from tasks.config import PipelineConfig
+from tasks.config import AzurePlatformConfig, PipelineConfig
 from tasks.platforms.connect import local_services, require_runnable
 from tasks.platforms.errors import EXIT_BUG, EXIT_REFUSED, PhiflowError
 
@@ -36,9 +36,8 @@ def run_configuration(path: Path | None, overrides: list[str] | None, as_json: b
         with local_services(config.platform.home).known_run():
             return _run(config, as_json)
     except KeyboardInterrupt:
-        where = f"in workspace {config.platform.workspace}" if config.platform.kind == "azure" else "here"
         print(
-            f"Interrupted. A training job keeps running {where}: the same command adopts it, "
+            "Interrupted. A training job that was submitted goes on: the same command adopts it, "
             f"'phiflow cancel {path}' stops it.",
             *what_bills(config),
             sep="\n  ",
@@ -49,11 +48,15 @@ def run_configuration(path: Path | None, overrides: list[str] | None, as_json: b
 
 def point_at_prefect(config: PipelineConfig) -> None:
     """Use the Prefect server that PREFECT_API_URL names, else this machine's own; before Prefect is imported."""
+    point_at_prefect_of(config.platform.home)
+
+
+def point_at_prefect_of(home: str) -> None:
+    """As `point_at_prefect`, with the state folder."""
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "tasks,flows")
     if os.environ.get("PREFECT_API_URL"):
         return
-    services = local_services(config.platform.home)
-    os.environ.update(services.prefect_environment())
+    os.environ.update(local_services(home).prefect_environment())
 
 
 def _run(config: PipelineConfig, as_json: bool) -> int:
@@ -63,7 +66,7 @@ def _run(config: PipelineConfig, as_json: bool) -> int:
     from tasks.report import RunReport, document
 
     pipeline = fine_tune_and_deploy
-    if config.platform.kind == "azure":
+    if isinstance(config.platform, AzurePlatformConfig):
         from tasks.results import results_block
 
         pipeline = pipeline.with_options(result_storage=results_block(config.platform))

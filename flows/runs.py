@@ -58,7 +58,7 @@ def begin_run() -> None:
         run_id = UUID(str(flow_run.id))
         client.update_flow_run_labels(run_id, {_HOST: socket.gethostname(), _PROCESS: _process_token(os.getpid())})
         for run in _unended_runs(client):
-            if run.id != run_id and run.labels.get(_HOST) == socket.gethostname() and not _is_alive(run):
+            if run.id != run_id and _has_died(run):
                 message = "Its process on this machine has died; a later run adopts what it started."
                 client.set_flow_run_state(run.id, Crashed(message=message), force=True)
                 _log.warning("Marked run %s as Crashed: its process has died", run.id)
@@ -71,6 +71,16 @@ def _show_progress_of_adapters() -> None:
     for handler in logging.getLogger("prefect").handlers:
         if handler not in adapters.handlers:
             adapters.addHandler(handler)
+
+
+def waiting_runs() -> list[FlowRun]:
+    """The runs that wait for a person, wherever they are; one whose process died on this machine does not."""
+    with get_client(sync_client=True) as client:
+        return [
+            run
+            for run in _unended_runs(client)
+            if run.state and run.state.is_paused() and run.state.state_details.run_input_keyset and not _has_died(run)
+        ]
 
 
 def cancel_runs(config_name: str) -> list[str]:
@@ -97,12 +107,13 @@ def read_steps(run_id: str) -> list[dict[str, Any]]:
         only_this = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(run_id)]))
         runs = client.read_task_runs(flow_run_filter=only_this)
     steps = []
+    named = ("ensure_environment", "await_approval")
     for run in sorted(runs, key=lambda run: (run.start_time is None, run.start_time or run.expected_start_time)):
         origin = origins.get(str(run.id), _ALWAYS_RUNS)
         completed = run.state is not None and run.state.is_completed()
         steps.append(
             {
-                "name": run.name if run.name.startswith("ensure_environment") else run.name.rpartition("-")[0],
+                "name": run.name if run.name.startswith(named) else run.name.rpartition("-")[0],
                 "state": run.state_name,
                 "seconds": round(run.total_run_time.total_seconds(), 2),
                 "reused": origin.reused,
@@ -140,6 +151,10 @@ def _process_token(pid: int) -> str:
 
 def _pid(run: FlowRun) -> int:
     return int(str(run.labels.get(_PROCESS, "0@")).partition("@")[0])
+
+
+def _has_died(run: FlowRun) -> bool:
+    return run.labels.get(_HOST) == socket.gethostname() and not _is_alive(run)
 
 
 def _is_alive(run: FlowRun) -> bool:

@@ -5,6 +5,8 @@ Plain functions, no tasks: a run that is being cancelled starts no more of them,
 
 from __future__ import annotations
 
+from prefect.runtime import flow_run
+
 from tasks.config import PlatformConfig
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import PhiflowError, RolloutError
@@ -31,7 +33,8 @@ def restore_traffic(place: PlatformConfig, before: EndpointStatus, error: BaseEx
     """Put the traffic back, and take the candidate away, since it failed or nobody watches it any more."""
     platform = connect(place)
     now = platform.read_endpoint(before.name)
-    if now is None or now.rollout is None:
+    # A run that lent its lease may have been overtaken: another's rollout is not its to undo.
+    if now is None or now.rollout is None or now.rollout.run_id != str(flow_run.id):
         return
     candidate = now.rollout.candidate
     if dict(now.traffic.percents).get(candidate, 0) > 0:

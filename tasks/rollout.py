@@ -1,20 +1,19 @@
 """Stage: a new deployment beside the old one, probed, given traffic step by step, taken back on any doubt.
 
-The flow holds the lease on the endpoint and the try/except that calls `tasks.restore`. The way back is also recorded
-with the endpoint, so that a run that was killed is undone by the next.
+The flow holds the lease on the endpoint (`tasks.lease`) and the try/except that calls `tasks.restore`. The way back is
+also recorded with the endpoint, so that a run that was killed is undone by the next.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from tasks.config import PlatformConfig, RolloutConfig, ServingConfig
+from tasks.lease import WAIT_SECONDS
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import Failure, GateRefusedError, PhiflowError, RolloutError
 from tasks.platforms.port import Platform
@@ -33,8 +32,8 @@ from tasks.restore import delete_or_tell, undo_recorded_rollout
 from tasks.step import log, step
 from tasks.watch import watch
 
-LEASE_WAIT_SECONDS = 900.0
 _COMPARED_CHARACTERS = 40
+_AGAIN = "Run the same command again."
 # Asked when the evaluation kept no samples: any answer will do.
 _ANY_QUESTION: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Hello"}],
@@ -48,16 +47,9 @@ def ensure_endpoint(place: PlatformConfig, name: str, description: str = "") -> 
     """Have the endpoint, and undo the rollout of a run that died in the middle of it."""
     platform = connect(place)
     endpoint = platform.ensure_endpoint(name, description)
-    with platform.lease_endpoint(name, f"run {flow_run.name}", LEASE_WAIT_SECONDS):
+    with platform.lease_endpoint(name, f"run {flow_run.name}", WAIT_SECONDS):
         undo_recorded_rollout(platform, name)
     return endpoint
-
-
-@contextmanager
-def endpoint_lease(place: PlatformConfig, endpoint: EndpointRef) -> Iterator[None]:
-    """Nobody else changes the endpoint within this block."""
-    with connect(place).lease_endpoint(endpoint.name, f"run {flow_run.name}", LEASE_WAIT_SECONDS):
-        yield
 
 
 @step(cache_policy=NO_CACHE)
@@ -110,10 +102,7 @@ def deploy(
             fix="Thaw it with: phiflow freeze --off",
         )
     if deployment.name != before.traffic.main:
-        record = RolloutRecord(
-            run_id=str(flow_run.id), candidate=deployment.name, traffic_before=before.traffic.percents
-        )
-        platform.record_rollout(before.name, record)
+        _record(platform, before, deployment.name)
     deadline = time.monotonic() + serving.start_timeout_seconds
     while True:
         status = platform.read_deployment(before.name, deployment.name)
@@ -133,6 +122,50 @@ def deploy(
                 fix="Raise serving.start_timeout_seconds, or read the model server's log.",
             )
         time.sleep(platform.poll_seconds)
+
+
+def _record(platform: Platform, before: EndpointStatus, deployment: str) -> None:
+    record = RolloutRecord(run_id=str(flow_run.id), candidate=deployment, traffic_before=before.traffic.percents)
+    platform.record_rollout(before.name, record)
+
+
+def record_again(place: PlatformConfig, endpoint: str, deployment: str) -> None:
+    """Note a rollout that has not moved traffic yet, since others could change the endpoint and its notes."""
+    platform = connect(place)
+    now = platform.read_endpoint(endpoint)
+    if now and any(d.name == deployment and not d.percent for d in now.deployments):
+        _record(platform, now, deployment)
+
+
+@step(cache_policy=NO_CACHE)
+def require_unchanged(
+    place: PlatformConfig, before: EndpointStatus, deployment: DeploymentRef, model: ModelVersion
+) -> EndpointStatus:
+    """The endpoint as it is after others could change it.
+
+    Raises:
+        GateRefusedError: it is not as it was, or the version or the deployment may not get traffic any more.
+    """
+    platform = connect(place)
+    now = platform.read_endpoint(before.name)
+    if now is None:
+        raise GateRefusedError(f"Endpoint {before.name} was deleted while the run waited.", fix=_AGAIN)
+    if objection := objection_to_traffic(now, platform.read_model(model.name, model.version)):
+        raise GateRefusedError(f"{objection[0].upper()}{objection[1:]}.")
+    if _shares(now) not in (_shares(before), {deployment.name: 100}):
+        raise GateRefusedError(
+            f"The traffic of {now.name} was changed while the run waited, from {_shares(before)} to {_shares(now)}.",
+            fix=f"{_AGAIN} It compares with the version that serves then.",
+        )
+    candidate = next((d for d in now.deployments if d.name == deployment.name), None)
+    if candidate is None or candidate.state != "ready":
+        found = f"is {candidate.state}" if candidate else "was deleted"
+        raise GateRefusedError(f"Deployment {deployment.name} {found} since it was shown for approval.", fix=_AGAIN)
+    return now
+
+
+def _shares(status: EndpointStatus) -> dict[str, int]:
+    return {name: percent for name, percent in status.traffic.percents if percent}
 
 
 @step(cache_policy=NO_CACHE)

@@ -18,6 +18,7 @@ from tasks.config import PipelineConfig, PlatformConfig
 from tasks.job_wait import await_job, next_attempt_line
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import JobInterruptedError
+from tasks.platforms.port import Platform
 from tasks.platforms.refs import (
     BaseModelRef,
     ComputeRef,
@@ -26,6 +27,7 @@ from tasks.platforms.refs import (
     JobKind,
     JobRef,
     JobSpec,
+    JobState,
     Origin,
     Scores,
     TrainingResult,
@@ -78,6 +80,13 @@ def submit_training(place: PlatformConfig, spec: JobSpec, after: JobRef | None =
     log().info("Job name=%s attempt=%s url=%s", job.name, job.attempt, job.url)
     create_link_artifact(job.url, link_text=f"{job.name} in {PAGES[place.kind]}", key="training-job")
     return job
+
+
+def adoptable_job(platform: Platform, spec: JobSpec) -> JobRef | None:
+    """The job with this content that runs or has completed, so that nothing would be submitted."""
+    job = platform.latest_job(spec.key)
+    state = platform.read_job(job).state if job else JobState.FAILED
+    return job if not state.ended or state == JobState.COMPLETED else None
 
 
 def finish_training(place: PlatformConfig, spec: JobSpec, job: JobRef) -> TrainingResult:

@@ -11,6 +11,7 @@ import pytest
 from fakes import ENDPOINT, ENVIRONMENT, FakePlatform, broken, model_version, training_result
 from prefect.tasks import Task
 
+import tasks.lease
 import tasks.restore
 import tasks.rollout
 from flows import fine_tune_and_deploy as flow_module
@@ -41,6 +42,7 @@ def platform(monkeypatch: pytest.MonkeyPatch) -> FakePlatform:
     fake.serve(OLD, "1", 100)
     monkeypatch.setattr(tasks.rollout, "connect", lambda place: fake)
     monkeypatch.setattr(tasks.restore, "connect", lambda place: fake)
+    monkeypatch.setattr(tasks.lease, "connect", lambda place: fake)
     return fake
 
 

@@ -1,0 +1,100 @@
+"""What a person is asked: the plan before a job is submitted, the gate's report before traffic moves."""
+
+from __future__ import annotations
+
+from tasks.approval import await_approval
+from tasks.config import PipelineConfig
+from tasks.estimate.estimate import RunEstimate, estimate_markdown
+from tasks.estimate.prices import hourly_cost, load_prices
+from tasks.lease import EndpointLease
+from tasks.platforms.connect import connect
+from tasks.platforms.refs import DeploymentRef, EndpointStatus, JobSpec
+from tasks.report import RunReport, comparison, sample_answers
+from tasks.rollout import record_again, require_unchanged
+from tasks.step import log
+from tasks.training import adoptable_job
+
+
+def approve_submission(config: PipelineConfig, spec: JobSpec, estimate: RunEstimate) -> None:
+    """Ask before the training job is submitted; one that runs or has completed is adopted, and nobody is asked.
+
+    The attempts that follow when the platform interrupts the job belong to what was approved.
+
+    Raises:
+        GateRefusedError: who refused, and why.
+    """
+    if "submit" not in config.approve:
+        return
+    if job := adoptable_job(connect(config.platform), spec):
+        log().info("Nobody is asked about job=%s: it is there already", job.name)
+        return
+    question = (
+        f"## Submit training job {spec.key}?\n\n"
+        f"`{spec.model.base}` on {spec.data.num_train} conversations, tested on {spec.data.num_test}, "
+        f"on {spec.num_nodes} node(s) of {spec.compute.size}, for at most {spec.timeout_seconds / 3600:.1f} h, "
+        f"and up to {spec.max_attempts} attempts when the platform interrupts it.\n\n{estimate_markdown(estimate)}"
+    )
+    approval = await_approval("submit", question, config.approval)
+    approval.require(f"Job {spec.key} was not submitted")
+
+
+def approve_traffic(
+    config: PipelineConfig,
+    lease: EndpointLease,
+    before: EndpointStatus,
+    deployment: DeploymentRef,
+    report: RunReport,
+) -> EndpointStatus:
+    """Ask before the deployment gets traffic, and return the endpoint as it is after the answer.
+
+    Others may change the endpoint meanwhile: who takes a version back in a hurry must not wait for an answer.
+
+    Raises:
+        GateRefusedError: who refused, and why; or what changed meanwhile, so that the answer is to another question.
+    """
+    if "traffic" not in config.approve or deployment.name == before.traffic.main:
+        return before
+    model = report.model
+    assert model
+    question = _traffic_question(config, before, deployment, report)
+    try:
+        with lease.lent():
+            approval = await_approval("traffic", question, config.approval)
+    finally:
+        if lease.is_held:
+            record_again(config.platform, before.name, deployment.name)
+    if approval.rejects_version:
+        connect(config.platform).reject_model(model, f"{approval.by}: {approval.reason or 'refused'}")
+    rejected = " and was rejected" if approval.rejects_version else ""
+    approval.require(f"Version {model.version} got no traffic{rejected}")
+    return require_unchanged(config.platform, before, deployment, model)
+
+
+def _traffic_question(
+    config: PipelineConfig, before: EndpointStatus, deployment: DeploymentRef, report: RunReport
+) -> str:
+    assert report.result
+    serving = next((d for d in before.deployments if d.name == before.traffic.main), None)
+    instead = f", which version {serving.model_version} has now" if serving else ", where nothing serves yet"
+    details = connect(config.platform).read_job_result(report.result.job)
+    steps = f"in steps of {', '.join(map(str, config.rollout.steps))} %" if serving else "at once"
+    lines = [
+        f"## Give version {deployment.model_version} the traffic of {before.name}{instead}?",
+        f"It is deployed as `{deployment.name}`, answers as it was evaluated, and gets the traffic {steps}.",
+        waiting_costs(config, num_deployments=2 if serving else 1),
+        comparison(report),
+        sample_answers(details),
+    ]
+    return "\n\n".join(line for line in lines if line)
+
+
+def waiting_costs(config: PipelineConfig, num_deployments: int) -> str:
+    """What the deployments bill while a person is waited for; empty on this machine."""
+    if not config.is_remote:
+        return ""
+    serving = config.serving
+    nodes = f"{serving.instance_count} x {serving.instance_type}"
+    price = hourly_cost(serving.instance_type, serving.instance_count, prices=load_prices(config))
+    dollars = f", {price:.2f} dollars an hour" if price is not None else ""
+    both = "Both deployments bill while this waits, each" if num_deployments > 1 else "It bills while this waits,"
+    return f"{both} {nodes}{dollars}."

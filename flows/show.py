@@ -6,6 +6,7 @@ from typing import Any
 
 from flows.billing import what_bills
 from tasks.config import PipelineConfig
+from tasks.platforms.refs import Check, Outcome
 
 
 def show_run(told: dict[str, Any], config: PipelineConfig) -> None:
@@ -106,3 +107,10 @@ def _rejected(data: dict[str, Any]) -> str:
     lines = [f"\n            {r['file']}:{r['line']}: {r['reason']}" for r in data["rejected"][:5]]
     more = "\n            ..." if data["num_rejected"] > 5 else ""
     return f"; {data['num_rejected']} rejected:{''.join(lines)}{more}"
+
+
+def show_check(check: Check) -> None:
+    """One check, and what to do below it."""
+    print(f"{check.outcome:<5} {check.name:<13} {check.found}", flush=True)
+    if check.fix and check.outcome != Outcome.PASS:
+        print(f"{'':<19} fix: {check.fix}", flush=True)

@@ -105,13 +105,16 @@ def provisioning(config: PipelineConfig) -> Provisioning:
     return Provisioning(config, workspace)
 
 
-def run_checks(config: PipelineConfig, purpose: Literal["run", "up"] = "run") -> Iterator[Check]:
-    """Look at what a run, or `phiflow up`, needs, in the order in which it matters; changes nothing."""
+def run_checks(
+    config: PipelineConfig, purpose: Literal["run", "up"] = "run", part: Literal["all", "owner", "engineer"] = "all"
+) -> Iterator[Check]:
+    """Look at what a run, or a part of `phiflow up`, needs, in the order in which it matters; changes nothing."""
+    _keep_loopback_off_proxies()
     if config.platform.kind == "azure":
         workspace = _open(config.platform)
         from tasks.platforms.azure.checks import run_checks
 
-        yield from run_checks(config, workspace, purpose)
+        yield from run_checks(config, workspace, purpose, part)
     else:
         from tasks.platforms.local.checks import run_checks as run_local_checks
 

@@ -79,6 +79,13 @@ def ensure_environment(
         return Environment(name, digest, path, found.python, False, reason)
 
 
+def read_fault(home: Path, source: Path) -> str:
+    """Say what keeps a built environment from being used: "" for nothing, "not finished" for none; changes nothing."""
+    digest = _digest(source, None)
+    path = home.resolve() / "environments" / f"{source.name}-{digest[:12]}"
+    return _fault(Environment(source.name, digest, path, _python_of(path), True, ""))
+
+
 def _running_version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 

@@ -37,7 +37,7 @@ def is_free(port: int) -> bool:
         return True
 
 
-def _listener(port: int) -> tuple[str, str]:
+def listener(port: int) -> tuple[str, str]:
     """Return who listens on a port, for a person, and the state folder it is supervised for, or ""."""
     import psutil
 
@@ -106,7 +106,7 @@ class PortBook:
     def _require(self, port: int, others: dict[int, str], setting: str) -> None:
         if is_free(port):
             return
-        holder, home = _listener(port)
+        holder, home = listener(port)
         if home == str(self._home) and port not in others:
             return
         if home:
@@ -117,7 +117,7 @@ class PortBook:
         )
 
     def _is_ours_or_free(self, port: int) -> bool:
-        return is_free(port) or _listener(port)[1] == str(self._home)
+        return is_free(port) or listener(port)[1] == str(self._home)
 
     def _find_free(self, preferred: int, others: dict[int, str]) -> int:
         """Choose a port, and reserve it against the other state folders of this user until it is listened on."""

@@ -120,6 +120,7 @@ class Router:
         """
         if not request.path.lower().startswith("/subscriptions"):
             return
+        self._require_subscription(request.path)  # nobody needs a token to be told that there is none
         self._authorize(request)
         version = request.api_version
         if not version:
@@ -137,14 +138,17 @@ class Router:
         for guard in self.guards:
             guard(request)
 
+    def _require_subscription(self, path: str) -> None:
+        given = path.split("/")[2:3]
+        if given and given[0].lower() != self._scope.subscription.lower():
+            raise arm_error(404, "SubscriptionNotFound", f"The subscription '{given[0]}' could not be found.")
+
     def _nothing_there(self, path: str) -> ServiceError:
         parts = [part for part in path.split("/") if part]
         lower = [part.lower() for part in parts]
         scope = self._scope
         if lower[:1] != ["subscriptions"]:
             return arm_error(404, "NotFound", f"There is nothing at {path}.")
-        if lower[1:2] and lower[1] != scope.subscription.lower():
-            return arm_error(404, "SubscriptionNotFound", f"The subscription '{parts[1]}' could not be found.")
         if lower[2:3] == ["resourcegroups"] and lower[3:4] and lower[3] != scope.group.lower():
             return arm_error(404, "ResourceGroupNotFound", f"Resource group '{parts[3]}' could not be found.")
         if lower[6:7] == ["workspaces"] and lower[7:8] and lower[7] != scope.workspace.lower():

@@ -102,9 +102,12 @@ class Identity:
         except jwt.InvalidTokenError as error:
             raise self._refused("InvalidAuthenticationToken", "The access token is invalid.") from error
 
+    def challenge(self) -> dict[str, str]:
+        """The header that tells whoever has no token of use where the subscription's tenant gives them."""
+        return {"WWW-Authenticate": f'Bearer authorization_uri="{self._url}/{TENANT}", error="invalid_token"'}
+
     def _refused(self, code: str, message: str) -> ServiceError:
-        told = f'Bearer authorization_uri="{self._url}/{TENANT}", error="invalid_token"'
-        return ServiceError(401, code, message, headers={"WWW-Authenticate": told}, plain=True)
+        return ServiceError(401, code, message, headers=self.challenge(), plain=True)
 
 
 def _ensure_secret(file: Path) -> str:

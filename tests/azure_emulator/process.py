@@ -119,6 +119,14 @@ class EmulatorProcess:
         answer = self._send("PUT", f"/secrets/{name}?api-version=7.4", {"value": value}, headers)
         assert answer.status_code == 200, answer.text
 
+    def configure(self, document: str, settings: dict[str, Any] | None = None) -> None:
+        """Have the emulated cloud be so, as in `configure("subscription", {"state": "Disabled"})`; see `control.py`.
+        Without settings it is as it was."""
+        method = "DELETE" if settings is None else "PUT"
+        answer = self._send(method, f"/_emulator/{quote(document)}", settings)
+        assert answer.status_code < 300, answer.text
+        self._token = ""  # those of before say who was signed in then
+
     def add_scenario(self, do: str, *, match: dict[str, Any] | None = None, **settings: Any) -> None:
         """Set a scenario; see `scenarios.py`."""
         answer = self._send("POST", "/_emulator/scenarios", {"match": match or {}, "do": do, **settings})
@@ -142,7 +150,8 @@ class EmulatorProcess:
         return value
 
     def reset(self) -> None:
-        """Forget scenarios and counts; resources stay."""
+        """Forget scenarios, counts and what `configure` set; resources stay."""
+        self.configure("settings")
         self._send("DELETE", "/_emulator/scenarios")
         self._send("DELETE", "/_emulator/exchanges")
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tests.azure_emulator import quota_requests, scripts, skus
+from tests.azure_emulator import scripts, skus
 from tests.azure_emulator.deployments import RefusedError
 from tests.azure_emulator.sizes import SIZES, Size, family_name
 from tests.azure_emulator.web import Answer, Request, arm_error
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT = 500
 TOTAL, LOW_PRIORITY = "total", "lowPriority"
 FAMILIES = sorted({size.family for size in SIZES.values()})
+_WITH_GPUS = {size.family for size in SIZES.values() if size.gpus}
+# Offers without a way to pay for more, and so without GPUs.
+_FREE = ("freetrial", "azureforstudents", "azurepass", "dreamspark", "lightweighttrial")
 _SPELLED = {spelled.lower(): family for family in FAMILIES for spelled in (family, family_name(family))}
 _SPELLED |= {TOTAL: TOTAL, LOW_PRIORITY.lower(): LOW_PRIORITY, "totallowprioritycores": LOW_PRIORITY}
 # https://learn.microsoft.com/azure/machine-learning/how-to-manage-quotas: no reserve for upgrades with these.
@@ -37,8 +41,6 @@ def install(emulator: Emulator) -> None:
     quota = Quota(emulator)
     emulator.quota = quota
     emulator.register("GET", "L/usages", quota.list_usages)
-    quota_requests.install(emulator)
-    skus.install(emulator)
 
 
 def find_family(name: str) -> str:
@@ -50,6 +52,11 @@ def find_family(name: str) -> str:
     if name.lower() not in _SPELLED:
         raise arm_error(404, "NotFound", f"There is no family of sizes '{name}': {', '.join(FAMILIES)}.")
     return _SPELLED[name.lower()]
+
+
+def has_no_gpus(emulator: Emulator) -> bool:
+    """Whether the subscription's offer gets no machines with GPUs, and may not ask for more."""
+    return str(emulator.settings.get("subscription").get("quotaId", "")).lower().startswith(_FREE)
 
 
 class Quota:
@@ -65,12 +72,12 @@ class Quota:
 
     def limit(self, family: str, location: str) -> int:
         """How many cores of a family there may be in a region."""
-        quota_requests.settle(self._emulator, self)
+        self._settle()
         for place in (location.lower(), "*"):
             known = self._emulator.settings.get(f"quota/{place}/{family.lower()}")
             if "limit" in known:
                 return int(known["limit"])
-        return DEFAULT_LIMIT
+        return 0 if family in _WITH_GPUS and has_no_gpus(self._emulator) else DEFAULT_LIMIT
 
     def set_limit(self, family: str, location: str, limit: int) -> None:
         """Have another limit; `*` is every region, whatever was said of one before."""
@@ -79,6 +86,13 @@ class Quota:
                 if name.endswith(f"/{family.lower()}"):
                     self._emulator.settings.delete(f"quota/{name}")
         self._emulator.settings.put(f"quota/{location.lower()}/{family.lower()}", {"limit": limit})
+
+    def _settle(self) -> None:
+        """Have requests that were granted by now take effect."""
+        for name, asked in self._emulator.settings.all("quota-asked").items():
+            if not asked["settled"] and state_of(asked) == "Succeeded":
+                self._emulator.settings.put(f"quota-asked/{name}", asked | {"settled": True})
+                self.set_limit(asked["family"], asked["location"], asked["limit"])
 
     def used(self, location: str, *, without: str = "") -> dict[str, int]:
         """Cores in use by family and by the two sums.
@@ -143,22 +157,21 @@ class Quota:
     def list_usages(self, request: Request) -> Answer:
         """The region's limits, and what the workspace takes of them."""
         scope, location = self._emulator.scope, skus.known_location(request.parameters["location"])
-        base = f"{scope.subscription_id}/providers/Microsoft.MachineLearningServices/usages"
-        clusters = self._emulator.store.list(f"{self._emulator.workspace_id}/computes")
-        used, here = self.used(location), location == scope.location
-        total, low = self.limit(TOTAL, location), self.limit(LOW_PRIORITY, location)
-        usages = [
-            _usage(base, "totalCores", "Clusters", len(clusters) if here else 0, DEFAULT_LIMIT),
-            _usage(base, "dedicatedCores", "Total Cluster Dedicated Regional vCPUs", used.get(TOTAL, 0), total),
-            _usage(
-                base, "lowPriorityCores", "Total Cluster LowPriority Regional vCPUs", used.get(LOW_PRIORITY, 0), low
-            ),
-        ]
+        base = f"{scope.subscription_id}/providers/Microsoft.MachineLearningServices/locations/{location}/usages"
+        used, clusters = self.used(location), self._emulator.store.list(f"{self._emulator.workspace_id}/computes")
+        rows = [("totalClusters", "TotalClusters", "Clusters", len(clusters) if location == scope.location else 0, 200)]
+        for name, kind, key in (
+            ("Total Cluster Dedicated Regional vCPUs", "DedicatedCores", TOTAL),
+            ("Total Cluster LowPriority Regional vCPUs", "LowPriorityCores", LOW_PRIORITY),
+        ):
+            rows.append((f"total{kind}", f"Total{kind}", name, used.get(key, 0), self.limit(key, location)))
         for family in FAMILIES:
-            name = family_name(family)
-            where, limit = f"{base}/{name.replace(' ', '_')}", self.limit(family, location)
-            usages.append(_usage(where, "vmFamily", name, used.get(family, 0), limit))
-        return self._emulator.page(request, usages)
+            name, limit = family_name(family), self.limit(family, location)
+            rows.append(("dedicatedCores", family, name, used.get(family, 0), limit))
+            # Of low priority the total is all that limits.
+            rows.append(("lowPriorityCores", family, name.replace("Dedicated", "LowPriority"), 0, -1))
+        none = has_no_gpus(self._emulator)
+        return self._emulator.page(request, [_usage(base, *row, unknown=none) for row in rows])
 
     def _clusters(self) -> list[tuple[str, Size, int, bool]]:
         """Clusters with the nodes that they have: those that must be, and those of jobs."""
@@ -188,6 +201,11 @@ class Quota:
         return found
 
 
+def state_of(asked: dict[str, Any]) -> str:
+    """How a request for more stands: what becomes of it shows after a moment."""
+    return str(asked["result"]) if time.time() >= asked["until"] else "InProgress"
+
+
 def checked_limit(document: dict[str, Any]) -> tuple[int, str]:
     """The limit and region of the document of `PUT /_emulator/quota/{family}`.
 
@@ -206,12 +224,12 @@ def _words(name: str) -> str:
     return family_name(name).replace(" Family Cluster Dedicated vCPUs", " family")
 
 
-def _usage(resource_id: str, kind: str, name: str, used: int, limit: int) -> dict[str, Any]:
+def _usage(base: str, kind: str, value: str, name: str, used: int, limit: int, *, unknown: bool) -> dict[str, Any]:
     return {
-        "id": resource_id,
+        "id": f"{base}/{value}",
         "type": f"Microsoft.MachineLearningServices/{kind}/usages",
-        "currentValue": used,
+        "currentValue": None if unknown else used,
         "limit": limit,
-        "name": {"localizedValue": name, "value": name},
+        "name": {"localizedValue": name, "value": value},
         "unit": "Count",
     }

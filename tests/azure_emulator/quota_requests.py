@@ -12,12 +12,12 @@ import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from tests.azure_emulator.quota import FAMILIES, LOW_PRIORITY, has_no_gpus, state_of
 from tests.azure_emulator.sizes import family_name
 from tests.azure_emulator.skus import known_location
 from tests.azure_emulator.web import Answer, Request, arm_error
 
 if TYPE_CHECKING:
-    from tests.azure_emulator.quota import Quota
     from tests.azure_emulator.server import Emulator
 
 VERSIONS = ("2021-03-15-preview", "2023-02-01", "2023-06-01-preview", "2024-10-15-preview", "2025-03-01", "2025-09-01")
@@ -26,8 +26,6 @@ _SECONDS = 0.3
 _SOON = {"Retry-After": "1", "retry-after-ms": "50"}
 _SUPPORT = {"code": "ContactSupport", "message": "Request failed, please contact support."}
 _TEXTS = {"InProgress": "Request processing", "Succeeded": "Request completed"}
-# Offers without a way to pay for more: https://learn.microsoft.com/azure/machine-learning/how-to-manage-quotas
-_NO_MORE = ("freetrial", "azureforstudents", "azurepass", "dreamspark", "lightweighttrial")
 
 
 def install(emulator: Emulator) -> None:
@@ -44,14 +42,6 @@ def install(emulator: Emulator) -> None:
     register("GET", f"{base}/quotaRequests", requests.list_requests)
     register("GET", f"{base}/quotaRequests/{{id}}", requests.read_request)
     register("GET", f"{base}/operationsStatus/{{id}}", requests.read_status)
-
-
-def settle(emulator: Emulator, quota: Quota) -> None:
-    """Have requests that were granted by now take effect."""
-    for name, asked in emulator.settings.all("quota-asked").items():
-        if not asked["settled"] and _state(asked) == "Succeeded":
-            emulator.settings.put(f"quota-asked/{name}", asked | {"settled": True})
-            quota.set_limit(asked["family"], asked["location"], asked["limit"])
 
 
 class QuotaRequests:
@@ -80,9 +70,11 @@ class QuotaRequests:
             raise arm_error(400, "InvalidResourceUsage", "The properties.limit.value of a request must be a number.")
         if limit < self._emulator.quota.limit(family, location):
             raise arm_error(400, "QuotaReductionNotSupported", "A quota cannot be reduced by a request.")
+        if has_no_gpus(self._emulator):
+            message = f"Quota is not available for resource '{request.parameters['name']}' in this subscription."
+            raise arm_error(400, "QuotaNotAvailableForResource", message)
         wanted = self._emulator.settings.get("quota-requests")
-        offer = str(self._emulator.settings.get("subscription").get("quotaId", "")).lower()
-        result = wanted.get("result") or ("Failed" if offer.startswith(_NO_MORE) else "Succeeded")
+        result = wanted.get("result") or "Succeeded"
         name, moment = str(uuid.uuid4()), datetime.now(UTC)
         asked = {
             **{"family": family, "location": location, "limit": limit, "result": result, "settled": False},
@@ -105,7 +97,7 @@ class QuotaRequests:
 
     def read_status(self, request: Request) -> Answer:
         name, asked = self._find(request)
-        state = _state(asked)
+        state = state_of(asked)
         body = {"id": request.path, "name": name, "status": state, "startTime": asked["submitted"]}
         if state == "Failed":
             body["error"] = asked["error"]
@@ -116,7 +108,6 @@ class QuotaRequests:
         asked = self._emulator.settings.get(f"quota-asked/{name}")
         if not asked:
             raise arm_error(404, "NotFound", f"There is no quota request {name}.")
-        settle(self._emulator, self._emulator.quota)
         return name, asked
 
     def _quota(self, request: Request, family: str) -> dict[str, Any]:
@@ -144,15 +135,16 @@ def checked_requests(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _all() -> list[str]:
-    from tests.azure_emulator.quota import FAMILIES, LOW_PRIORITY
-
     return [*FAMILIES, LOW_PRIORITY]
 
 
 def _family(request: Request) -> str:
-    from tests.azure_emulator.quota import find_family
-
-    return find_family(request.parameters["name"])
+    """A family, or all of low priority; of the dedicated cores there is no sum to be asked for."""
+    name = request.parameters["name"]
+    known = {one.lower(): one for one in FAMILIES} | {"totallowprioritycores": LOW_PRIORITY}
+    if name.lower() not in known:
+        raise arm_error(400, "InvalidResourceName", f"The resource name '{name}' is not valid for this provider.")
+    return known[name.lower()]
 
 
 def _base(request: Request) -> str:
@@ -160,19 +152,15 @@ def _base(request: Request) -> str:
     return f"{request.path[:head]}/providers/Microsoft.Quota"
 
 
-def _state(asked: dict[str, Any]) -> str:
-    return str(asked["result"]) if time.time() >= asked["until"] else "InProgress"
-
-
 def _name_of(family: str) -> dict[str, str]:
-    if family == "lowPriority":
+    if family == LOW_PRIORITY:
         return {"value": "TotalLowPriorityCores", "localizedValue": "Total Regional Low-priority vCPUs"}
     return {"value": family, "localizedValue": family_name(family)}
 
 
 def _resource(request: Request, kind: str, family: str, told: dict[str, Any]) -> dict[str, Any]:
     name = _name_of(family)
-    resource_type = "lowPriority" if family == "lowPriority" else "dedicated"
+    resource_type = "lowPriority" if family == LOW_PRIORITY else "dedicated"
     return {
         "id": f"{_base(request)}/{kind}/{name['value']}",
         "type": f"Microsoft.Quota/{kind}",
@@ -182,7 +170,7 @@ def _resource(request: Request, kind: str, family: str, told: dict[str, Any]) ->
 
 
 def _shown(request: Request, name: str, asked: dict[str, Any]) -> dict[str, Any]:
-    state = _state(asked)
+    state = state_of(asked)
     text = _TEXTS.get(state) or asked["error"]["message"]
     one = {
         "limit": {"limitObjectType": "LimitValue", "value": asked["limit"]},

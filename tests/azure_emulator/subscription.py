@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tests.azure_emulator import authorization, providers, quota, retail_prices
+from tests.azure_emulator import authorization, providers, quota, quota_requests, retail_prices, skus
 from tests.azure_emulator.names import TENANT
 from tests.azure_emulator.regions import REGIONS
 from tests.azure_emulator.web import Answer, Request, ServiceError, arm_error
@@ -44,7 +44,7 @@ def install(emulator: Emulator) -> None:
     register("GET", "/subscriptions/{id}", subscription.read)
     register("GET", "S/locations", subscription.list_locations)
     register("GET", "/tenants", subscription.list_tenants)
-    for module in (providers, quota, retail_prices):
+    for module in (providers, quota, quota_requests, skus, retail_prices):
         module.install(emulator)
 
 
@@ -55,18 +55,13 @@ class Subscription:
         self._emulator = emulator
 
     def check_tenant(self, request: Request) -> None:
-        """Refuse a subscription that there is not, and a token of another tenant.
+        """Refuse a token of another tenant than the subscription's.
 
         Raises:
-            ServiceError: 404 or 401.
+            ServiceError: 401 InvalidAuthenticationTokenTenant.
         """
-        parts = request.path.split("/")
-        if len(parts) < 3:
-            return
-        if parts[2].lower() != self._emulator.scope.subscription.lower():
-            raise arm_error(404, "SubscriptionNotFound", f"The subscription '{parts[2]}' could not be found.")
         tenant = request.claims.get("tid", TENANT)
-        if tenant != TENANT:
+        if tenant != TENANT and request.path.lower() != "/subscriptions":
             raise ServiceError(
                 401,
                 "InvalidAuthenticationTokenTenant",
@@ -76,6 +71,7 @@ class Subscription:
                 "transferred to another tenant there is no impact to the services, but information about new tenant "
                 "could take time to propagate (up to an hour). If you just transferred your subscription and see this "
                 "error message, please try back later.",
+                headers=self._emulator.identity.challenge(),
                 plain=True,
             )
 

@@ -1,0 +1,133 @@
+"""Writes values into a configuration file as a careful person would: comments, order and the rest stay."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.platforms.errors import ConfigError
+
+_LONGEST_LINE = 4096  # longer than any: the library would fold lines of the user's
+
+
+def set_values(path: Path, values: Mapping[str, str]) -> tuple[str, ...]:
+    """Set dotted keys of a YAML file, and return those that were not so before; nothing is written when all were.
+
+    Raises:
+        ConfigError: the file cannot be read or written, is no YAML, or has something else where a section belongs.
+    """
+    path = path.resolve()  # a symbolic link stays one
+    yaml, document = _read(path)
+    changed = tuple(key for key, value in values.items() if _read_value(document, key) != value)
+    for key in changed:
+        _place(document, key, values[key], path)
+    if changed:
+        text = io.StringIO()
+        yaml.dump(document, text)
+        _write(path, text.getvalue())
+    return changed
+
+
+def as_yaml(values: Mapping[str, str]) -> str:
+    """Dotted keys as the lines of a file that has them, for a person to copy."""
+    document: dict[str, Any] = {}
+    for dotted, value in values.items():
+        *sections, last = dotted.split(".")
+        block = document
+        for section in sections:
+            block = block.setdefault(section, {})
+        block[last] = _scalar(value)
+    text = io.StringIO()
+    _round_trip().dump(document, text)
+    return text.getvalue().rstrip()
+
+
+def _round_trip() -> Any:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = _LONGEST_LINE
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def _read(path: Path) -> tuple[Any, Any]:
+    from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.util import load_yaml_guess_indent
+
+    yaml = _round_trip()
+    try:
+        # Line ends too stay as they are.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            text = file.read()
+        _, indent, offset = load_yaml_guess_indent(text)
+        document = yaml.load(text)
+    except (OSError, ValueError, YAMLError) as error:
+        raise ConfigError(f"Configuration {path} cannot be edited: {_reason(error)}.") from error
+    if indent:
+        yaml.indent(mapping=2, sequence=indent, offset=offset or 0)
+    if "\r\n" in text:
+        yaml.line_break = "\r\n"
+    if not isinstance(document, dict):
+        raise ConfigError(f"Configuration {path} cannot be edited: it is no mapping.")
+    return yaml, document
+
+
+def _read_value(document: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        if not isinstance(document, dict) or key not in document:
+            return None
+        document = document[key]
+    return document
+
+
+def _place(document: Any, dotted: str, value: str, path: Path) -> None:
+    *sections, last = dotted.split(".")
+    for section in sections:
+        if document.get(section) is None:
+            document[section] = {}
+        document = document[section]
+        if not isinstance(document, dict):
+            raise ConfigError(f"Configuration {path} cannot be edited: {section} is a value, not a section.")
+    document[last] = _scalar(value)
+
+
+def _scalar(value: str) -> str:
+    """Text that stays text: this library writes YAML 1.2, and configurations are read as 1.1, where no is false."""
+    import yaml
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    try:
+        is_plain = yaml.safe_load(value) == value
+    except yaml.YAMLError:
+        is_plain = False
+    return value if is_plain else DoubleQuotedScalarString(value)
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace the file at once, with the rights that it has; what reads it sees the old or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with open(descriptor, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)  # the process's mask took some
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ConfigError(f"Configuration {path} cannot be written: {_reason(error)}.") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).splitlines()[0]

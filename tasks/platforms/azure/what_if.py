@@ -1,0 +1,88 @@
+"""What a deployment would change, by Resource Manager's own what-if, as values for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tasks.platforms.azure.blueprint import Blueprint
+from tasks.platforms.azure.resource_names import last_name
+from tasks.platforms.azure.survey import type_of
+from tasks.platforms.azure.wanted_roles import Role
+from tasks.platforms.refs import ResourceChange
+
+ROLE = "role"
+# For people; a type that is not here is told as the service writes it.
+_KINDS = {
+    "microsoft.resources/resourcegroups": "resource group",
+    "microsoft.storage/storageaccounts": "storage account",
+    "microsoft.containerregistry/registries": "container registry",
+    "microsoft.managedidentity/userassignedidentities": "identity",
+    "microsoft.authorization/roleassignments": ROLE,
+    "microsoft.operationalinsights/workspaces": "log analytics",
+    "microsoft.insights/components": "application insights",
+    "microsoft.keyvault/vaults": "key vault",
+    "microsoft.machinelearningservices/workspaces": "workspace",
+    "microsoft.machinelearningservices/workspaces/computes": "cluster",
+    "microsoft.documentdb/databaseaccounts": "Cosmos DB account",
+    "microsoft.consumption/budgets": "budget",
+}
+_ACTIONS = {"Create": "create", "Modify": "modify", "Deploy": "modify", "Unsupported": "unknown"}
+
+
+def kind_of(resource_id: str) -> str:
+    """What people call a resource of this id's type."""
+    kind = type_of(resource_id) if "/providers/" in resource_id else "Microsoft.Resources/resourceGroups"
+    return _KINDS.get(kind.lower(), kind)
+
+
+def creation(resource_id: str, name: str = "") -> ResourceChange:
+    """The change of something that is not there yet."""
+    return ResourceChange(
+        action="create", kind=kind_of(resource_id), name=name or last_name(resource_id), location=resource_id
+    )
+
+
+def role_creation(role: Role, blueprint: Blueprint) -> ResourceChange:
+    """The change of a role that is not given yet, perhaps to an identity that is not there yet."""
+    return creation(role.id, role_name(role, blueprint))
+
+
+def role_name(role: Role, blueprint: Blueprint) -> str:
+    """Which role, on what, for whom."""
+    return f"{role.told} for {role.principal_id if role.is_person else last_name(blueprint.ids['identity'])}"
+
+
+def read_changes(result: Any, blueprint: Blueprint) -> Iterator[ResourceChange]:
+    """The changes that a what-if foretells; what stays as it is, and what the template does not have, is left out.
+
+    Args:
+        result: azure.mgmt.resource.deployments' WhatIfOperationResult.
+    Source: https://learn.microsoft.com/azure/azure-resource-manager/templates/deploy-what-if#change-types
+    """
+    names = {role.id.lower(): role_name(role, blueprint) for role in blueprint.roles if role.principal_id}
+    for change in result.changes or ():
+        action = _ACTIONS.get(str(getattr(change.change_type, "value", change.change_type)), "")
+        paths, location = ", ".join(_paths(change.delta or ())), str(change.resource_id)
+        if not action or (change.change_type == "Modify" and not paths):
+            continue
+        details = {"modify": paths, "unknown": str(change.unsupported_reason or "")}
+        yield ResourceChange(
+            action=action,
+            kind=kind_of(location),
+            name=names.get(location.lower()) or last_name(location),
+            location=location,
+            detail=details.get(action, ""),
+        )
+
+
+def _paths(delta: Iterable[Any], above: str = "") -> Iterator[str]:
+    """The properties that change; one without effect does not."""
+    for one in delta:
+        if one.property_change_type == "NoEffect":
+            continue
+        path = f"{above}.{one.path}".lstrip(".")
+        if one.children:
+            yield from _paths(one.children, path)
+        else:
+            yield path

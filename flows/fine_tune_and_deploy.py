@@ -50,7 +50,7 @@ from tasks.training import finish_training, submit_training, training_spec
 )
 def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]:
     """Fine-tune a model on chat data and serve it, if it is better, without losing a request."""
-    begin_run()
+    begin_run(config)
     config = with_absolute_paths(config)
     place = config.platform
     training = ensure_environment(place, config.environment.training)
@@ -58,7 +58,7 @@ def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]
     base = resolve_base_model(place, config.model, training)
     data = prepare_data(place, config.data, base, training, config.train.max_length)
     spec = training_spec(config, base, data, training, compute)
-    report = RunReport(base_model=base, data=data, tracking_url=tracking_url(place))
+    report = RunReport(base_model=base, data=data)
     try:
         estimate = estimate_run(config, base, data)
         require_within_cap(config, estimate)
@@ -72,7 +72,7 @@ def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]
     endpoint = ensure_endpoint(place, config.endpoint_name, config.endpoint.description)
     champion = read_champion(place, endpoint, config.model_name)
     gate = compare_with_champion(place, spec, result, champion, config.gate)
-    report = replace(report, result=result, gate=gate)
+    report = replace(report, result=result, gate=gate, tracking_url=tracking_url(place))
     if not gate.passed:
         return refuse(place, report, gate.reason)
     model = register_model(place, config.model_name, result, gate)

@@ -26,7 +26,8 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_UI_URL
 from prefect.states import Cancelling, Crashed
 
-from tasks.platforms.errors import PhiflowError
+from tasks.config import PipelineConfig
+from tasks.platforms.errors import ConfigError, PhiflowError
 from tasks.platforms.refs import Origin
 from tasks.results import WorkspaceResults  # noqa: F401 - a worker reads results through the blocks it knows
 from tasks.step import origins
@@ -47,8 +48,12 @@ class WithoutTraceback(logging.Filter):
         return True
 
 
-def begin_run() -> None:
-    """Note which process carries this run, and mark the runs whose process died as Crashed."""
+def begin_run(config: PipelineConfig) -> None:
+    """Note which process carries this run, and mark the runs whose process died as Crashed.
+
+    Raises:
+        ConfigError: the run is to wait for approval, which its deployment would not let it survive.
+    """
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
         if not any(isinstance(known, WithoutTraceback) for known in logger.filters):
@@ -57,11 +62,23 @@ def begin_run() -> None:
     with get_client(sync_client=True) as client:
         run_id = UUID(str(flow_run.id))
         client.update_flow_run_labels(run_id, {_HOST: socket.gethostname(), _PROCESS: _process_token(os.getpid())})
+        if config.approve:
+            _require_no_slot(client.read_flow_run(run_id))
         for run in _unended_runs(client):
             if run.id != run_id and _has_died(run):
                 message = "Its process on this machine has died; a later run adopts what it started."
                 client.set_flow_run_state(run.id, Crashed(message=message), force=True)
                 _log.warning("Marked run %s as Crashed: its process has died", run.id)
+
+
+def _require_no_slot(run: FlowRun) -> None:
+    """Prefect 3.8.8 takes the slot of a deployment's limit from a paused run, and ends it for having none."""
+    if run.state and run.state.state_details.deployment_concurrency_lease_id:
+        raise ConfigError(
+            f"Run {run.name} cannot wait for an approval: Prefect ends a paused run of a deployment that has a "
+            "concurrency limit within minutes.",
+            fix="Deploy without concurrency_limit: prefect deploy --all",
+        )
 
 
 def _show_progress_of_adapters() -> None:

@@ -26,7 +26,8 @@ def show_run(told: dict[str, Any], config: PipelineConfig) -> None:
     if told["chat"]:
         print(f"  chat      {told['chat']['url']}")
     print(f"  Prefect   {told['run']['url']}")
-    print(f"  {_tracking_label(told):<9} {told['mlflow']['url']}")
+    if told["mlflow"]:
+        print(f"  {_tracking_label(told):<9} {told['mlflow']['url']}")
     for line in what_bills(config):
         print(f"  costs     {line}")
 

@@ -27,6 +27,7 @@ from prefect.client.schemas.responses import SetStateStatus
 from prefect.input import RunInput, keyset_from_paused_state
 from prefect.runtime import flow_run
 from prefect.states import Paused, State
+from prefect.utilities.urls import url_for
 from pydantic import Field, ValidationError
 
 from tasks.config import ApprovalConfig
@@ -120,7 +121,7 @@ def _await_resumed(client: SyncPrefectClient, run_id: UUID, place: Place, limits
     until = time.strftime("%Y-%m-%d %H:%M", time.localtime(began + limits.timeout_seconds))
     log().warning(
         "Waits for approval to %s, until %s, then the answer is %s. %s (Resume), or: phiflow approve --run %s",
-        *(WHAT[place], until, limits.default, flow_run.ui_url, str(run_id)[:8]),
+        *(WHAT[place], until, limits.default, url_for("flow-run", run_id), str(run_id)[:8]),
     )
     while True:
         time.sleep(POLL_SECONDS)

@@ -34,9 +34,9 @@ class RunReport:
 
     base_model: BaseModelRef
     data: DataManifest
-    tracking_url: str
     result: TrainingResult | None = None
     gate: GateReport | None = None
+    tracking_url: str = ""
     outcome: str = ""
     reason: str = ""
     model: ModelVersion | None = None
@@ -57,7 +57,7 @@ def publish_report(place: PlatformConfig, report: RunReport) -> None:
     if details:
         curve = svg_data_uri(details["loss_curve"])
         create_image_artifact(curve, key="loss-curve", description="Training loss by step")
-    create_link_artifact(report.tracking_url, link_text=PAGES[place.kind], key="mlflow")
+        create_link_artifact(report.tracking_url, link_text=PAGES[place.kind], key="mlflow")
     if report.chat:
         create_link_artifact(report.chat.url, link_text="Chat app", key="chat")
 
@@ -173,5 +173,5 @@ def document(report: RunReport) -> dict[str, Any]:
         "model": model_document(report.model),
         "endpoint": endpoint_document(report.endpoint),
         "chat": {"url": report.chat.url} if report.chat else None,
-        "mlflow": {"url": report.tracking_url},
+        "mlflow": {"url": report.tracking_url} if report.tracking_url else None,
     }

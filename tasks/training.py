@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 
 import trainer
 from tasks.config import PipelineConfig, PlatformConfig
+from tasks.estimate.estimate import job_timeout_seconds
 from tasks.job_wait import await_job, next_attempt_line
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import JobInterruptedError
@@ -64,7 +65,7 @@ def training_spec(
         num_nodes=config.compute.num_nodes,
         processes_per_node=config.compute.processes_per_node,
         shm_size=config.compute.shm_size,
-        timeout_seconds=config.compute.timeout_seconds,
+        timeout_seconds=job_timeout_seconds(config),
         max_attempts=config.compute.max_attempts,
     )
 

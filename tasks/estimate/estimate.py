@@ -1,23 +1,40 @@
-"""What one run takes, put together: work, memory, time and money as ranges, with what was assumed."""
+"""What one run takes, put together: work, memory, time and money as ranges, with what was assumed.
+
+Nothing here asks a platform: the arithmetic is that of the configuration, the prepared data and the price table.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tasks.estimate import duration, memory, stages
+from tasks.estimate.bills import Bill, bills_after
+from tasks.estimate.duration import job_stages
+from tasks.estimate.machines import Hardware, packs, training_hardware
+from tasks.estimate.memory import MemoryNeed, estimate_memory
+from tasks.estimate.model_shapes import ModelShape, find_shape
+from tasks.estimate.prices import Prices, load_prices
+from tasks.estimate.ranges import NOTHING, Range, dollars, exactly
+from tasks.estimate.stages import Stage, after_job, before_job
+from tasks.estimate.work import Work, measure_work, stand_in_work
 from tasks.platforms.errors import GateRefusedError
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig
     from tasks.platforms.refs import BaseModelRef, DataManifest
 
+_IMAGE_VCPUS = 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Range:
-    """From the least to the most that is expected."""
+class PricedStage:
+    """One part of a run; dollars are None where no price is known."""
 
-    low: float
-    high: float
+    name: str
+    seconds: Range
+    dollars: Range | None
+    how: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,15 +42,39 @@ class RunEstimate:
     """What a run takes; what could not be estimated is None, and `unknown` says why.
 
     Args:
+        work: of the data; of a thousand conversations where `work.is_stand_in`.
+        stages: in order; those that an adopted job has behind it take nothing.
         seconds: from its start to an answering chat app.
-        dollars: once, for this run; what it leaves behind bills by the hour on top, `dollars_an_hour_after`.
+        dollars: once, for this run; None where a size has no price.
+        bills: what goes on billing after the run.
+        unpriced: sizes that no table has a price of.
+        num_steps, train_seconds: of the training alone, for comparing with what it took.
     """
 
-    seconds: Range | None
+    shape: ModelShape | None
+    work: Work | None
+    memory: MemoryNeed | None
+    stages: tuple[PricedStage, ...]
+    seconds: Range
     dollars: Range | None
-    dollars_an_hour_after: float | None
+    bills: tuple[Bill, ...]
+    prices: str
+    unpriced: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    job_exists: bool = False
+
+    @property
+    def dollars_an_hour_after(self) -> float | None:
+        """What goes on billing by the hour; None where a size has no price."""
+        hourly = [bill.hourly for bill in self.bills]
+        return None if None in hourly else sum(hour for hour in hourly if hour is not None)
+
+    @property
+    def train_seconds(self) -> Range | None:
+        """Of the optimizer steps alone."""
+        return next((stage.seconds for stage in self.stages if stage.name == "train"), None)
 
 
 def estimate_run(
@@ -47,36 +88,172 @@ def estimate_run(
     """Estimate a run, as far as what is known of it allows; asks no platform.
 
     Args:
+        base: without it, the shape is looked for by `model.base`.
+        data: without it, the work is that of a thousand conversations.
         job_exists: its training job has completed, or runs already; what it took is not spent again.
         num_new_images: environment images that no run has built yet; None: not known.
     Raises:
         ConfigError: `cost.prices` is no price table.
     """
-    if config.platform.kind == "local":
-        return RunEstimate(seconds=None, dollars=Range(low=0, high=0), dollars_an_hour_after=0)
-    return RunEstimate(seconds=None, dollars=Range(low=0, high=0), dollars_an_hour_after=None)
+    prices = load_prices(config)
+    machine = prices.machine(config.compute.size)
+    shape = find_shape(
+        config.model.base, base.revision if base else config.model.revision, base.location if base else ""
+    )
+    hardware = training_hardware(config, machine, shape.num_parameters if shape else 0)
+    is_packed, context = packs(config, hardware), shape.context_tokens if shape else 0
+    work = measure_work(config, data, context, is_packed) if data else stand_in_work(config, context, is_packed)
+    planned = [
+        *before_job(config, num_new_images),
+        *job_stages(config, shape, None if work.is_stand_in else work, hardware),
+        *after_job(config),
+    ]
+    priced, unpriced = _priced(config, prices, _left(planned, job_exists))
+    return RunEstimate(
+        shape=shape,
+        work=work,
+        memory=estimate_memory(config, shape, work, hardware) if shape and hardware else None,
+        stages=tuple(priced),
+        seconds=sum((stage.seconds for stage in priced), start=NOTHING),
+        dollars=None if unpriced else sum((stage.dollars for stage in priced if stage.dollars), start=NOTHING),
+        bills=bills_after(config, shape, prices),
+        prices=prices.about() if config.is_remote else "nothing on this machine costs",
+        unpriced=unpriced,
+        unknown=_unknown(config, shape, hardware, work),
+        assumptions=_assumptions(config, hardware),
+        warnings=_warnings(config, prices, hardware, priced),
+        job_exists=job_exists,
+    )
+
+
+def per_thousand(config: PipelineConfig, estimate: RunEstimate) -> Stage | None:
+    """Training on a thousand conversations of any length up to `train.max_length`, where the data is not known."""
+    machine = load_prices(config).machine(config.compute.size)
+    hardware = training_hardware(config, machine, estimate.shape.num_parameters if estimate.shape else 0)
+    if not (estimate.shape and estimate.work and hardware):
+        return None
+    return duration.training_seconds(config, estimate.shape, estimate.work, hardware)
 
 
 def require_within_cap(config: PipelineConfig, estimate: RunEstimate) -> None:
     """Refuse a run that may cost more than `cost.max_run`; on this machine nothing costs.
 
     Raises:
-        GateRefusedError: the high end is above the cap, or no price is known; one line says what to change.
+        GateRefusedError: the high end is above the cap, or a price is missing; one line says what to change.
     """
     cap = config.cost.max_run
-    if cap is None or config.platform.kind == "local":
+    if cap is None or not config.is_remote:
         return
     if estimate.dollars is None:
-        raise GateRefusedError(f"The run was not begun: cost.max_run is {cap:g} dollars, and no price is known.")
+        sizes = ", ".join(estimate.unpriced)
+        entry = ", ".join(f'"{size}": {{"{config.compute.tier}": DOLLARS_AN_HOUR}}' for size in estimate.unpriced)
+        table = config.cost.prices or "a price table that cost.prices names"
+        raise GateRefusedError(
+            f"The run was not begun: cost.max_run is {cap:g} dollars, and no price is known of {sizes}.",
+            fix=f'Add {entry} to "sizes" in {table}, or run: phiflow plan --refresh-prices',
+        )
     if estimate.dollars.high > cap:
         raise GateRefusedError(
-            f"The run was not begun: it may cost {estimate.dollars.low:.2f} to {estimate.dollars.high:.2f} dollars, "
-            f"and cost.max_run is {cap:g}.",
-            fix="Raise cost.max_run.",
+            f"The run was not begun: it may cost {dollars(estimate.dollars)}, and cost.max_run is {cap:g}.",
+            fix="Raise cost.max_run, train on less (data.split, train.num_train_epochs), or take another compute.size; "
+            "phiflow plan shows what costs.",
         )
 
 
-def estimate_markdown(estimate: RunEstimate) -> str:
-    """The estimate for the form on which somebody approves it."""
-    dollars = estimate.dollars
-    return f"{dollars.low:.2f} to {dollars.high:.2f} dollars" if dollars else "cost unknown"
+def job_timeout_seconds(config: PipelineConfig) -> int:
+    """The training job's limit: `compute.timeout_seconds`, or sooner what `cost.max_run` buys of its nodes."""
+    limit, cap = config.compute.timeout_seconds, config.cost.max_run
+    if cap is None or not config.is_remote:
+        return limit
+    hourly = load_prices(config).machine(config.compute.size).hourly(config.compute.tier)
+    if not hourly:
+        return limit
+    return max(60, min(limit, int(cap / (hourly * config.compute.num_nodes) * 3600)))
+
+
+def _left(planned: list[Stage], job_exists: bool) -> list[Stage]:
+    return [stage for stage in planned if not (job_exists and stage.on_job)]
+
+
+def _priced(config: PipelineConfig, prices: Prices, planned: list[Stage]) -> tuple[list[PricedStage], tuple[str, ...]]:
+    """Each stage with its dollars, and the sizes without a price."""
+    if not config.is_remote:
+        free = [PricedStage(name=s.name, seconds=s.seconds, dollars=exactly(0), how=s.how) for s in planned]
+        return free, ()
+    compute, serving = config.compute, config.serving
+    training = prices.machine(compute.size).hourly(compute.tier)
+    served = prices.machine(serving.instance_type).hourly("dedicated")
+    image = _IMAGE_VCPUS * prices.standing("container_registry_task_vcpu_second") * 3600
+    hourly = {
+        "training": None if training is None else training * compute.num_nodes,
+        "serving": None if served is None else served * serving.instance_count,
+        "image": image,
+        "": 0.0,
+    }
+    hourly["idle"] = hourly["training"]
+    told, missing = [], set()
+    for stage in planned:
+        price = hourly[stage.bills]
+        if price is None:
+            missing.add(serving.instance_type if stage.bills == "serving" else compute.size)
+        billed = exactly(compute.idle_seconds) if stage.bills == "idle" else stage.seconds
+        cost = None if price is None else billed.times(price / 3600)
+        told.append(PricedStage(name=stage.name, seconds=stage.seconds, dollars=cost, how=stage.how))
+    return told, tuple(sorted(missing))
+
+
+def _unknown(
+    config: PipelineConfig, shape: ModelShape | None, hardware: Hardware | None, work: Work
+) -> tuple[str, ...]:
+    told = []
+    if shape is None:
+        told.append(f"memory and time: the shape of {config.model.base} is not known (no config.json here, nor a hub)")
+    if hardware is None:
+        told.append(
+            f"memory and time: nothing is known of {config.compute.size}; name its vCPUs or GPUs in cost.prices"
+        )
+    if work.is_stand_in:
+        told.append("time and money of the training: the data was not read")
+    return tuple(told)
+
+
+def _assumptions(config: PipelineConfig, hardware: Hardware | None) -> tuple[str, ...]:
+    told = []
+    if hardware:
+        told.append(f"The training reaches {hardware.why}.")
+    if config.is_remote:
+        told += [
+            "No attempt is interrupted, and nobody waits for quota.",
+            "Network, disks, key vault and transactions are left out; storage is in what bills afterwards.",
+        ]
+        if config.compute.tier == "low_priority":
+            told.append("Low-priority nodes may be taken away; each attempt after that starts from a checkpoint.")
+    if config.train.method == "qlora":
+        told.append("train.method qlora is counted as lora: the trainer loads weights of 32 bits.")
+    told += [f"{memory.SOURCES}; {duration.SOURCES}."]
+    return tuple(told)
+
+
+def _warnings(
+    config: PipelineConfig, prices: Prices, hardware: Hardware | None, priced: list[PricedStage]
+) -> tuple[str, ...]:
+    told = [hardware.warning] if hardware and hardware.warning else []
+    if not config.is_remote:
+        return tuple(told)
+    assert config.platform.kind == "azure"
+    told += prices.warnings(config.platform.location)
+    limit = job_timeout_seconds(config)
+    job = sum((stage.seconds for stage in priced if stage.name in _IN_JOB), start=NOTHING)
+    if job.high > limit:
+        by = "compute.timeout_seconds" if limit == config.compute.timeout_seconds else "cost.max_run"
+        told.append(f"The job may be ended by {by}, after {limit} s; the next attempt starts from its last checkpoint.")
+    return tuple(told)
+
+
+_IN_JOB = (
+    *("load", "score the base model", "train", "evaluate meanwhile", "write checkpoints", "score the result"),
+    "package",
+)
+
+
+__all__ = ["PricedStage", "Range", "RunEstimate", "estimate_run", "require_within_cap", "stages"]

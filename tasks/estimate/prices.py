@@ -48,6 +48,7 @@ class StandingPrices(Section):
     container_registry_basic_day: _Dollars | None = None
     container_registry_standard_day: _Dollars | None = None
     container_registry_premium_day: _Dollars | None = None
+    container_registry_task_vcpu_second: _Dollars | None = None
     storage_gb_month: _Dollars | None = None
     log_analytics_gb: _Dollars | None = None
     cosmos_million_request_units: _Dollars | None = None
@@ -64,7 +65,7 @@ class PriceTable(Section):
     currency: Literal["USD"] = "USD"
     source: str = Field(min_length=1)
     standing: StandingPrices = StandingPrices()
-    sizes: dict[str, SizeEntry] = {}
+    sizes: dict[str, SizeEntry] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tasks.platforms.errors import ConfigError
 from tasks.platforms.port import Platform
+from tasks.platforms.refs import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from tasks.platforms.azure.client import Workspace
     from tasks.platforms.azure.provisioning import Provisioning
     from tasks.platforms.azure.storage import Storage
+    from tasks.platforms.azure.tear_down import AzureTearDown
     from tasks.platforms.local.local_platform import LocalPlatform
     from tasks.platforms.local.services import Services
-    from tasks.platforms.refs import Check
+    from tasks.platforms.local.tear_down import LocalTearDown
+    from tasks.platforms.refs import Check, Removal, TearDown
 
 # Of what `pip install 'phiflow[azure]'` brings, the modules that the adapter imports itself.
 _AZURE_MODULES = ("azure.core", "azure.identity", "azure.storage.blob", "azure.ai.ml")
@@ -121,17 +124,41 @@ def run_checks(
         yield from run_local_checks(config)
 
 
+def plan_tear_down(config: PipelineConfig, scope: Scope) -> TearDown:
+    """What a tear-down of that scope deletes, and what it leaves; changes nothing."""
+    return _tear_down(config).plan(scope)
+
+
+def remove(config: PipelineConfig, removal: Removal) -> None:
+    """Delete one thing that `plan_tear_down` listed, and return when it is gone."""
+    _tear_down(config).remove(removal)
+
+
+def _tear_down(config: PipelineConfig) -> AzureTearDown | LocalTearDown:
+    from tasks.platforms.local.local_platform import LocalPlatform
+    from tasks.platforms.local.state import Home
+    from tasks.platforms.local.tear_down import LocalTearDown
+
+    _keep_loopback_off_proxies()
+    this_machine = LocalPlatform(Home.open(config.platform.home))
+    if config.platform.kind == "local":
+        return LocalTearDown(config, this_machine)
+    workspace = _open(config.platform)
+    from tasks.platforms.azure.tear_down import AzureTearDown
+
+    return AzureTearDown(config, workspace, this_machine)
+
+
 def tear_down(config: PipelineConfig) -> Iterator[str]:
-    """Delete what bills of a run on Azure, and end the chat app in front of it; yields what was done."""
-    from tasks.platforms.azure.tear_down import tear_down
-    from tasks.platforms.local.chat import program_name
+    """Delete what bills of a run on Azure and the files of its jobs, and end the chat app; yields what was done."""
+    from tasks.platforms.azure.tear_down import delete_files
 
     assert config.platform.kind == "azure"
-    yield from tear_down(config, _open(config.platform))
-    services, chat = local_services(config.platform.home), program_name(config.endpoint_name)
-    if services.status(chat):
-        services.remove(chat)
-        yield "ended the chat app"
+    for scope in (Scope.ENDPOINT, Scope.COMPUTE):
+        for removal in plan_tear_down(config, scope).removals:
+            remove(config, removal)
+            yield f"deleted {removal.kind} {removal.name}"
+    yield from delete_files(config, _open(config.platform))
 
 
 def tracking_uri(config: PlatformConfig) -> str:

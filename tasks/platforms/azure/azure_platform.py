@@ -25,13 +25,15 @@ from tasks.platforms.refs import (
     JobRef,
     JobSpec,
     JobStatus,
+    Leftover,
+    LeftoverKind,
     ModelVersion,
     RolloutRecord,
     TrafficSplit,
 )
 
 if TYPE_CHECKING:
-    from tasks.config import ChatConfig, ComputeConfig, DataConfig, ModelConfig, ServingConfig
+    from tasks.config import ChatConfig, ComputeConfig, DataConfig, ModelConfig, PipelineConfig, ServingConfig
     from tasks.platforms.azure.chat import Chat
     from tasks.platforms.azure.client import Workspace
     from tasks.platforms.azure.endpoints import Endpoints
@@ -154,6 +156,18 @@ class AzurePlatform:
 
     def read_chat(self, endpoint: str) -> ChatService | None:
         return self.this_machine.read_chat(endpoint)
+
+    def find_leftovers(self, config: PipelineConfig) -> tuple[Leftover, ...]:
+        from tasks.platforms.azure.leftovers import Leftovers
+
+        return tuple(Leftovers(self.workspace, config).find())
+
+    def remove_leftover(self, leftover: Leftover) -> None:
+        from tasks.platforms.azure.removal import LeftoverRemoval
+
+        LeftoverRemoval(self.workspace).remove(leftover)
+        if leftover.kind == LeftoverKind.ENDPOINT:
+            self.this_machine.chat.remove(leftover.location)
 
     def tracking_url(self) -> str:
         return self.workspace.studio_url("experiments")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.platforms.azure import build_context
 from tasks.platforms.azure.build_context import Definition
-from tasks.platforms.azure.resources import stop_polling
+from tasks.platforms.azure.resources import SWEPT, stop_polling
 from tasks.platforms.azure.translate import translated
 from tasks.platforms.errors import ConfigError, ConflictError, Failure, NotFoundError, PhiflowError, QuotaError
 from tasks.platforms.local.state import project_folder
@@ -153,6 +153,8 @@ class Infrastructure:
             "compute.public_ip": (existing.enable_node_public_ip, wanted.enable_node_public_ip),
             "platform.identity.resource_id": (_identity_ids(existing), _identity_ids(wanted)),
         }
+        if SWEPT in (existing.tags or {}):  # nodes come when a job needs them, so nothing speaks against it
+            del compared["compute.min_instances"]
         if self._workspace.config.location:
             compared["platform.location"] = (existing.location, wanted.location)
         for key, (there, configured) in compared.items():

@@ -68,21 +68,35 @@ class Inventory:
 
     @functools.cached_property
     def models(self) -> list[dict[str, Any]]:
-        """phiflow's model versions, without the archived ones."""
-        return self._versions("models")
+        """phiflow's model versions, the newest first; without the archived ones."""
+        return [one for one in self._all_models if is_ours(one)]
 
     @functools.cached_property
     def environments(self) -> list[dict[str, Any]]:
-        """phiflow's environment versions, without the archived ones."""
-        return self._versions("environments", "phiflow-")
+        """phiflow's environment versions, the newest first; without the archived ones."""
+        return [one for one in self._versions("environments", "phiflow-") if is_ours(one)]
+
+    @functools.cached_property
+    def strangers(self) -> list[str]:
+        """What others made that would go with the workspace, as in "endpoint support"; job records do not count."""
+        data = list_all(self._workspace, "data", "The workspace's data assets")
+        return [
+            *(f"endpoint {one['name']}" for one in self.endpoints if not is_ours(one)),
+            *(f"compute {one['name']}" for one in self.clusters if not is_ours(one)),
+            *sorted({f"model {asset_id(one)[0]}" for one in self._all_models if not is_ours(one)}),
+            *(f"data {one['name']}" for one in data),
+        ]
+
+    @functools.cached_property
+    def _all_models(self) -> list[dict[str, Any]]:
+        return self._versions("models")
 
     def _versions(self, kind: str, prefix: str = "") -> list[dict[str, Any]]:
-        """The versions of a kind that have our tag, the newest first."""
-        found = []
+        found: list[dict[str, Any]] = []
         for container in list_all(self._workspace, kind, f"The workspace's {kind}"):
             if str(container["name"]).startswith(prefix):
                 path = f"{kind}/{container['name']}/versions"
-                found += [one for one in list_all(self._workspace, path, f"The workspace's {kind}") if is_ours(one)]
+                found += list_all(self._workspace, path, f"The workspace's {kind}")
         return sorted(found, key=made_at, reverse=True)
 
     def deployed(self, field: str) -> set[Asset]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.platforms.azure.failures import Diagnosis, diagnose
 from tasks.platforms.azure.job_request import CHECKPOINTS, EVENTS, JOBS, command_job, write_snapshot
+from tasks.platforms.azure.resources import SWEPT
 from tasks.platforms.azure.run_history import RunDetails, RunHistory
 from tasks.platforms.azure.secrets import clean
 from tasks.platforms.azure.stages import COMMAND, stage_of
@@ -69,6 +70,15 @@ class Jobs:
         last = self._last(key)
         return _ref(last) if last else None
 
+    def find(self, name: str) -> JobRef | None:
+        """A job of phiflow's by its name; None when there is none."""
+        found = self._find(name) if name else None
+        return _ref(found) if found and "phiflow.key" in _tags(found) else None
+
+    def tag(self, name: str, tags: Mapping[str, str]) -> None:
+        """Add tags to those that a job has."""
+        self._history.add_tags(name, tags)
+
     def running(self, run: str = "") -> tuple[JobRef, ...]:
         """Jobs that have not ended, all or those of one run, by its id or its configuration's name."""
         tag = _label(run) if run else "phiflow"
@@ -82,6 +92,8 @@ class Jobs:
             self._get(job.name)  # raises when there is no such job; else run history has yet to hear of it
             return JobStatus(state=JobState.QUEUED, stage="accepted by the service")
         state = _ENDED.get(details.status)
+        if state == JobState.COMPLETED and SWEPT in _tags(self._get(job.name)):
+            return JobStatus(state=JobState.FAILED, error="a sweep has deleted its model")
         if state == JobState.FAILED:
             return self._failed(job, details)
         if state == JobState.CANCELLED:
@@ -132,7 +144,7 @@ class Jobs:
         if last is None:
             return None
         job, state = _ref(last), _ENDED.get(_status(last))
-        if state == JobState.COMPLETED:
+        if state == JobState.COMPLETED and SWEPT not in _tags(last):
             return _with_reason(job, f"job {job.name} has completed with the same content")
         if state is not None:
             return None

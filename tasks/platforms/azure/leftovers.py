@@ -130,15 +130,13 @@ class Leftovers:
     def _jobs(self) -> Iterator[Leftover]:
         for job in self._inventory.jobs:
             if is_live(job):
-                sizes = {str(one["name"]): _size(one) for one in self._inventory.clusters}
-                size = sizes.get(compute_of(job), "")
                 yield Leftover(
                     kind=LeftoverKind.JOB,
                     name=str(job["name"]),
                     reason=f"{str(job['properties']['status']).lower()} since {shown_hours(made_at(job))}",
                     location=str(job["name"]),
                     cost=_BY_THE_HOUR,
-                    machines=(size,) * int((job["properties"].get("resources") or {}).get("instanceCount") or 1),
+                    machines=job_machines(job, self._inventory),
                     runs=run_ids(job),
                 )
 
@@ -158,7 +156,7 @@ class Leftovers:
                     reason=f"keeps {kept} node(s), and no job was sent to it for {shown_hours(since)}",
                     location=str(cluster["name"]),
                     cost=_BY_THE_HOUR,
-                    machines=(_size(cluster),) * kept,
+                    machines=(size_of(cluster),) * kept,
                 )
 
     # What storage is billed for
@@ -296,7 +294,22 @@ def keys_of_data(workspace: Workspace, digest: str, folder: str) -> list[str]:
     return [name for name in storage.names(f"{folder}/") if json.loads(storage.read(name)).get("digest") == digest]
 
 
-def _size(cluster: dict[str, Any]) -> str:
+def job_machines(job: dict[str, Any], inventory: Inventory) -> tuple[str, ...]:
+    """The size of each node that a job uses."""
+    size = next((size_of(one) for one in inventory.clusters if one["name"] == compute_of(job)), "")
+    return (size,) * int((job["properties"].get("resources") or {}).get("instanceCount") or 1)
+
+
+def cluster_machines(cluster: dict[str, Any], inventory: Inventory) -> tuple[str, ...]:
+    """The size of each node that a cluster has or keeps beside those that its jobs use."""
+    now = int((cluster["properties"].get("properties") or {}).get("currentNodeCount") or 0)
+    jobs = [job for job in inventory.live_jobs if compute_of(job) == cluster["name"]]
+    busy = sum(len(job_machines(job, inventory)) for job in jobs)
+    return (size_of(cluster),) * max(max(now, kept_nodes(cluster)) - busy, 0)
+
+
+def size_of(cluster: dict[str, Any]) -> str:
+    """The size of its machines."""
     return str((cluster["properties"].get("properties") or {}).get("vmSize") or "")
 
 

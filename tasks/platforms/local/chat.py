@@ -81,6 +81,12 @@ class Chat:
             return None
         return ChatService(url=record["url"], endpoint=endpoint, origin=Origin(reused=True, reason="read"))
 
+    def remove(self, endpoint: str) -> None:
+        """End the app and forget the endpoint's key; what people asked stays in its history."""
+        self._services.remove(program_name(endpoint))
+        for name in ("chat.json", "secrets.json"):
+            self._home.path("chat", endpoint, name).unlink(missing_ok=True)
+
 
 def program_name(endpoint: str) -> str:
     """The chat app's name among the supervised programs."""

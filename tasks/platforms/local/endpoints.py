@@ -66,19 +66,13 @@ class Endpoints:
         state = read_json(self._path(name), None)
         if state is None:
             return None
-        rollout = state.get("rollout")
         return EndpointStatus(
             name=name,
             url=f"{self._services.gateway()}/{name}",
             deployments=tuple(self.read_deployment(name, d) for d in state["deployments"]),
             traffic=_split(name, state["traffic"], Origin(reused=True, reason="read")),
             frozen=state.get("frozen", ""),
-            rollout=rollout
-            and RolloutRecord(
-                run_id=rollout["run_id"],
-                candidate=rollout["candidate"],
-                traffic_before=tuple((n, p) for n, p in rollout["traffic_before"].items()),
-            ),
+            rollout=rollout_of(state),
             history=tuple(state.get("history", ())),
         )
 
@@ -291,6 +285,18 @@ class Endpoints:
         """Every endpoint of this state folder."""
         return sorted(path.parent.name for path in self._home.path("endpoints").glob("*/endpoint.json"))
 
+    def record(self, name: str) -> dict[str, Any]:
+        """The endpoint as its file says, with nothing started or asked; NotFoundError when there is none."""
+        return self._state(name)
+
+    def is_leased(self, name: str) -> bool:
+        """Whether somebody changes the endpoint now."""
+        try:
+            with file_lock(self._home.path("endpoints", name, "lease.lock"), 0, f"endpoint {name}"):
+                return False
+        except ConflictError:
+            return True
+
     def _path(self, name: str) -> Path:
         return self._home.path("endpoints", name, "endpoint.json")
 
@@ -316,6 +322,15 @@ def _server(python: str, model: ModelVersion, serving: ServingConfig, state: Pat
     folder = str(Path(model.location) / "model")
     options = ["--model-dir", folder, "--model-name", model.name, "--device", "cpu", "--state-dir", str(state)]
     return [python, "-m", "server", *options]
+
+
+def rollout_of(state: dict[str, Any]) -> RolloutRecord | None:
+    """The rollout that an endpoint's file tells of."""
+    told = state.get("rollout")
+    if not told:
+        return None
+    before = tuple((name, percent) for name, percent in told["traffic_before"].items())
+    return RolloutRecord(run_id=told["run_id"], candidate=told["candidate"], traffic_before=before)
 
 
 def _program(endpoint: str, deployment: str) -> str:

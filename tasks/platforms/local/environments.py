@@ -86,6 +86,18 @@ def read_fault(home: Path, source: Path) -> str:
     return _fault(Environment(source.name, digest, path, _python_of(path), True, ""))
 
 
+def content_digest(source: Path) -> str:
+    """What an environment of this folder, as it is now and for this Python, is named by; its first letters are."""
+    return _digest(source, None)
+
+
+def remove(path: Path) -> None:
+    """Remove an environment; the marker goes first, so that a removal cut short is not taken for whole."""
+    (path / _MARKER).unlink(missing_ok=True)
+    if path.exists():
+        shutil.rmtree(path)
+
+
 def _running_version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -162,7 +174,7 @@ def _build(environment: Environment, source: Path, python: str, log: Log) -> Non
     started = time.monotonic()
     log(f"Building environment '{environment.name}' in {path}")
     try:
-        _remove(path)
+        remove(path)
         files.write_atomic(log_file, "", files.SECRET_MODE)
         for arguments in (["venv", "--python", python, str(path)], install):
             returncode = _run_uv([program, *arguments], variables, environment, log_file, log)
@@ -171,19 +183,12 @@ def _build(environment: Environment, source: Path, python: str, log: Log) -> Non
         installed = sorted(_installed(path))
         files.write_json(path / _MARKER, {"digest": environment.digest, "installed": installed})
     except BaseException:  # Ctrl-C too must not leave half an environment
-        _remove(path)
+        remove(path)
         raise
     finally:
         _builder_file(path).unlink(missing_ok=True)
     seconds = time.monotonic() - started
     log(f"Built environment '{environment.name}' packages={len(installed)} seconds={seconds:.0f}")
-
-
-def _remove(path: Path) -> None:
-    """Remove an environment; the marker goes first, so that a removal cut short is not taken for whole."""
-    (path / _MARKER).unlink(missing_ok=True)
-    if path.exists():
-        shutil.rmtree(path)
 
 
 def _run_uv(

@@ -143,6 +143,10 @@ class Jobs:
         """The MLflow run made for the job, or an empty string."""
         return str(read_json(self._folder(job) / "job.json").get("mlflow_run", ""))
 
+    def runs_of(self, job: JobRef) -> tuple[str, ...]:
+        """The runs that want the job."""
+        return tuple(read_json(self._folder(job) / "job.json")["runs"])
+
     def data_of(self, job: JobRef) -> str:
         """The training file the job was given."""
         return str(read_json(self._folder(job) / "job.json").get("train_file", ""))

@@ -12,6 +12,7 @@ from tasks.platforms.local import environments
 from tasks.platforms.local.chat import Chat
 from tasks.platforms.local.endpoints import Endpoints
 from tasks.platforms.local.jobs import Jobs
+from tasks.platforms.local.leftovers import LeftoverRemoval, Leftovers
 from tasks.platforms.local.models import Models
 from tasks.platforms.local.preparation import Preparation
 from tasks.platforms.local.services import Services
@@ -33,6 +34,7 @@ from tasks.platforms.refs import (
     JobSpec,
     JobState,
     JobStatus,
+    Leftover,
     ModelVersion,
     Origin,
     RolloutRecord,
@@ -40,7 +42,7 @@ from tasks.platforms.refs import (
 )
 
 if TYPE_CHECKING:
-    from tasks.config import ChatConfig, ComputeConfig, DataConfig, ModelConfig, ServingConfig
+    from tasks.config import ChatConfig, ComputeConfig, DataConfig, ModelConfig, PipelineConfig, ServingConfig
 
 _log = logging.getLogger(__name__)
 TRACKING_ENVIRONMENT = "training"  # the one with the whole of MLflow
@@ -54,10 +56,10 @@ class LocalPlatform:
     def __init__(self, home: Home) -> None:
         self.home = home
         self.services = Services(home)
-        self._models = Models(home, self.tracking_url)
-        self._jobs = Jobs(home, self._models.start_tracking)
+        self.models = Models(home, self.tracking_url)
+        self.jobs = Jobs(home, self.models.start_tracking)
         self.preparation = Preparation(home)
-        self._endpoints = Endpoints(home, self.services)
+        self.endpoints = Endpoints(home, self.services)
         self.chat = Chat(home, self.services)
 
     def ensure_environment(self, name: str) -> EnvironmentRef:
@@ -93,74 +95,74 @@ class LocalPlatform:
         return self.preparation.data(data, base, environment, max_length)
 
     def submit_job(self, spec: JobSpec, run_id: str) -> JobRef:
-        return self._jobs.submit(spec, run_id)
+        return self.jobs.submit(spec, run_id)
 
     def read_job(self, job: JobRef) -> JobStatus:
-        status = self._jobs.read(job)
+        status = self.jobs.read(job)
         if status.state.ended and status.state != JobState.COMPLETED:  # a completed job closed its run itself
-            self._models.end_tracking(self._jobs.mlflow_run(job), status.state)
+            self.models.end_tracking(self.jobs.mlflow_run(job), status.state)
         return status
 
     def find_jobs(self, run: str) -> tuple[JobRef, ...]:
-        return self._jobs.running(run)
+        return self.jobs.running(run)
 
     def latest_job(self, key: str) -> JobRef | None:
-        return self._jobs.latest(key)
+        return self.jobs.latest(key)
 
     def cancel_job(self, job: JobRef) -> JobStatus:
-        self._jobs.cancel(job, "the user")
+        self.jobs.cancel(job, "the user")
         return self.read_job(job)
 
     def stop_jobs(self) -> tuple[str, ...]:
         """Stop every job of this state folder, without needing MLflow."""
-        running = self._jobs.running()
+        running = self.jobs.running()
         for job in running:
-            self._jobs.cancel(job, "phiflow stop")
+            self.jobs.cancel(job, "phiflow stop")
         return tuple(job.name for job in running)
 
     def read_job_result(self, job: JobRef) -> dict[str, Any]:
-        return self._jobs.result(job)
+        return self.jobs.result(job)
 
     def read_events(self, job: JobRef) -> tuple[dict[str, Any], ...]:
-        return self._jobs.events(job)
+        return self.jobs.events(job)
 
     def register_model(self, name: str, job: JobRef, model_location: str, digest: str, gate: str) -> ModelVersion:
-        return self._models.register(name, job, self._jobs.mlflow_run(job), model_location, digest, gate)
+        return self.models.register(name, job, self.jobs.mlflow_run(job), model_location, digest, gate)
 
     def read_model(self, name: str, version: str) -> ModelVersion:
-        return self._models.read(name, version)
+        return self.models.read(name, version)
 
     def reject_model(self, version: ModelVersion, reason: str) -> ModelVersion:
-        return self._models.reject(version, reason)
+        return self.models.reject(version, reason)
 
     def ensure_endpoint(self, name: str, description: str = "") -> EndpointRef:
-        return self._endpoints.ensure(name)
+        return self.endpoints.ensure(name)
 
     def read_endpoint(self, name: str) -> EndpointStatus | None:
-        return self._endpoints.read(name)
+        return self.endpoints.read(name)
 
     def lease_endpoint(self, name: str, owner: str, wait_seconds: float) -> AbstractContextManager[None]:
-        return self._endpoints.lease(name, owner, wait_seconds)
+        return self.endpoints.lease(name, owner, wait_seconds)
 
     def deploy(
         self, endpoint: str, model: ModelVersion, serving: ServingConfig, environment: EnvironmentRef
     ) -> DeploymentRef:
-        return self._endpoints.deploy(endpoint, model, serving, environment)
+        return self.endpoints.deploy(endpoint, model, serving, environment)
 
     def read_deployment(self, endpoint: str, name: str) -> DeploymentStatus:
-        return self._endpoints.read_deployment(endpoint, name)
+        return self.endpoints.read_deployment(endpoint, name)
 
     def delete_deployment(self, endpoint: str, name: str) -> None:
-        self._endpoints.delete_deployment(endpoint, name)
+        self.endpoints.delete_deployment(endpoint, name)
 
     def set_traffic(self, endpoint: str, percents: dict[str, int], reason: str) -> TrafficSplit:
-        return self._endpoints.set_traffic(endpoint, percents, reason)
+        return self.endpoints.set_traffic(endpoint, percents, reason)
 
     def record_rollout(self, endpoint: str, record: RolloutRecord | None) -> None:
-        self._endpoints.record_rollout(endpoint, record)
+        self.endpoints.record_rollout(endpoint, record)
 
     def freeze_endpoint(self, endpoint: str, reason: str) -> None:
-        self._endpoints.freeze(endpoint, reason)
+        self.endpoints.freeze(endpoint, reason)
 
     def invoke(
         self,
@@ -171,23 +173,29 @@ class LocalPlatform:
         max_tokens: int = 128,
         timeout_seconds: float = 60,
     ) -> Answer:
-        return self._endpoints.invoke(
+        return self.endpoints.invoke(
             endpoint, messages, deployment=deployment, max_tokens=max_tokens, timeout_seconds=timeout_seconds
         )
 
     def read_metrics(self, endpoint: str, window_seconds: int) -> tuple[DeploymentMetrics, ...]:
-        return self._endpoints.metrics(endpoint, window_seconds)
+        return self.endpoints.metrics(endpoint, window_seconds)
 
     def ensure_connection(self, endpoint: EndpointRef) -> ConnectionRef:
         origin = Origin(reused=True, reason="the endpoint's key is a file of this user alone")
         return ConnectionRef(name="phiflow_endpoint", endpoint=endpoint.name, url=endpoint.url, origin=origin)
 
     def ensure_chat(self, connection: ConnectionRef, chat: ChatConfig, environment: EnvironmentRef) -> ChatService:
-        variables = {"PHIFLOW_ENDPOINT_SERVER": self._endpoints.server(connection.endpoint)}
+        variables = {"PHIFLOW_ENDPOINT_SERVER": self.endpoints.server(connection.endpoint)}
         return self.chat.ensure(connection, chat, environment, variables=variables)
 
     def read_chat(self, endpoint: str) -> ChatService | None:
         return self.chat.read(endpoint)
+
+    def find_leftovers(self, config: PipelineConfig) -> tuple[Leftover, ...]:
+        return tuple(Leftovers(self).find(config))
+
+    def remove_leftover(self, leftover: Leftover) -> None:
+        LeftoverRemoval(self).remove(leftover)
 
     @functools.cache  # noqa: B019  (one platform lives as long as its command)
     def tracking_url(self) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.platforms.errors import NotFoundError, PhiflowError, TransientPlatformError
@@ -87,6 +89,20 @@ class Models:
                 return _version(entry, Origin(reused=True, reason="read"))
         raise NotFoundError(f"There is no version {version} of model {name} in the registry.")
 
+    def registered(self) -> list[ModelVersion]:
+        """Every version that phiflow registered, the newest first; starts no server where none was ever needed."""
+        if not self._home.path("mlflow", "mlflow.db").exists():
+            return []
+        found = [entry for entry in self._search("") if entry.tags.get(_DIGEST)]
+        found.sort(key=lambda entry: int(entry.version), reverse=True)
+        return [_version(entry, Origin(reused=True, reason="read")) for entry in found]
+
+    def delete(self, version: ModelVersion) -> None:
+        """Delete the files of a version, and then the version; its job's MLflow run stays."""
+        if Path(version.location).is_relative_to(self._home.root):
+            shutil.rmtree(version.location, ignore_errors=True)
+        self._client().delete_model_version(version.name, version.version)
+
     def reject(self, version: ModelVersion, reason: str) -> ModelVersion:
         """Tag the version as rejected; an empty reason takes the tag away."""
         client = self._client()
@@ -121,13 +137,17 @@ class Models:
         return True
 
     def _versions(self, name: str) -> list[RegistryEntry]:
+        return self._search(f"name='{name}'")
+
+    def _search(self, condition: str) -> list[RegistryEntry]:
         from mlflow.exceptions import MlflowException
 
         try:
-            return list(self._client().search_model_versions(f"name='{name}'"))
+            return list(self._client().search_model_versions(condition))
         except MlflowException as error:
+            what = f"the versions where {condition}" if condition else "the versions of models"
             raise TransientPlatformError(
-                f"The MLflow server at {self._tracking_url()} did not list the versions of {name}: {error.message}",
+                f"The MLflow server at {self._tracking_url()} did not list {what}: {error.message}",
                 fix="phiflow status shows whether it runs.",
             ) from error
 

@@ -155,6 +155,10 @@ class Supervisor:
             infos = {info["name"]: info for info in self._daemon.call("getAllProcessInfo")}
         return {name: self._status(name, infos.get(name)) for name in self._names()}
 
+    def commands(self) -> dict[str, tuple[str, ...]]:
+        """The command of every known program, running or not."""
+        return {name: tuple(definition["command"]) for name, definition in self._definitions().items()}
+
     def stop_all(self) -> None:
         """End every program and supervisord, also what a killed supervisord left; definitions stay."""
         with self._lock():

@@ -19,6 +19,8 @@ from tasks.platforms.errors import Failure, PhiflowError
 from tasks.platforms.local.checking import failed, passed, warned
 from tasks.platforms.refs import Check
 
+_DISABLED = "https://learn.microsoft.com/azure/cost-management-billing/manage/subscription-disabled"
+_UNPAID = "https://learn.microsoft.com/azure/cost-management-billing/manage/resolve-past-due-balance"
 _SECONDS = 15
 # A token is refused when clocks differ by five minutes.
 _SKEW_WARN_SECONDS, _SKEW_FAIL_SECONDS = 60, 300
@@ -72,7 +74,7 @@ def check_login(facts: Facts) -> Iterator[Check]:
     try:
         claims = facts.claims = read_claims(facts.workspace.token("arm"))
     except PhiflowError as error:
-        yield failed("login", *_login_failed(error.message, login, place.credential), Failure.AUTHORISATION)
+        yield failed("login", *login_failed(error.message, login, place.credential), Failure.AUTHORISATION)
         return
     name = claims.get("upn") or claims.get("unique_name") or claims.get("appid") or claims.get("oid") or "somebody"
     yield passed("login", f"signed in as {name}")
@@ -102,11 +104,12 @@ def check_subscription(facts: Facts) -> Iterator[Check]:
     state, offer = str(subscription.get("state") or "Enabled"), offers.offer_of(subscription)
     name = subscription.get("displayName") or identifier
     if state in offers.READ_ONLY:
-        page = "https://learn.microsoft.com/azure/cost-management-billing/manage/subscription-disabled"
-        yield failed("subscription", f"{name} is {state}: nothing can be made in it", f"Reactivate it: {page}")
+        yield failed("subscription", f"{name} is {state}: nothing can be made in it", f"Reactivate it: {_DISABLED}")
         return
     told = f"{name} is {state}" + (f", offer {offer}" if offer else "")
-    if credit := offers.free_credit(offer):
+    if state == "PastDue":
+        yield warned("subscription", f"{told}: it is disabled when its bill stays unpaid", f"Pay it: {_UNPAID}")
+    elif credit := offers.free_credit(offer):
         told = f"{told} ({credit}): no GPU quota, and none can be asked for"
         yield warned("subscription", told, f"Upgrade it: {offers.UPGRADE}")
     elif offers.has_spending_limit(subscription):
@@ -126,7 +129,7 @@ def read_claims(token: str) -> dict[str, Any]:
         return {}
 
 
-def _login_failed(message: str, login: str, credential: str) -> tuple[str, str]:
+def login_failed(message: str, login: str, credential: str) -> tuple[str, str]:
     """What was found, and the command, for what azure-identity says."""
     if _EXPIRED.search(message):
         return "the login has expired", login

@@ -18,7 +18,7 @@ _ON_FREE_CREDIT = {
 }
 # States in which nothing may be made:
 # https://learn.microsoft.com/azure/cost-management-billing/manage/subscription-states
-READ_ONLY = ("Disabled", "Warned", "PastDue", "Deleted", "Expired")
+READ_ONLY = ("Disabled", "Warned", "Expired", "Deleted")
 
 
 def offer_of(subscription: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """What a configuration needs of a region's vCPU quota, against what is free, and what would do instead.
 
-Training takes the cluster's `max_instances`; serving one deployment now, and in a later rollout the old one, the new one
-and those kept for roll-back at once. The chat app runs where phiflow runs and takes none.
+Training takes the cluster's `max_instances`; serving one deployment now, and in a later rollout the old, the new and
+the kept ones at once. The chat app runs where phiflow runs and takes none.
 """
 
 from __future__ import annotations

@@ -63,6 +63,22 @@ class Platform(Protocol):
     def find_compute(self, compute: ComputeConfig) -> ComputeRef:
         """What `ensure_compute` would return, with nothing made; for a plan."""
 
+    def find_base_model(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
+        """What `resolve_base_model` would return, with nothing uploaded; for a plan."""
+
+    def find_data(
+        self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int
+    ) -> DataManifest:
+        """What `prepare_data` would return, with nothing uploaded; for a plan."""
+
+    def find_models(self, name: str) -> tuple[ModelVersion, ...] | None:
+        """The registered versions, oldest first; None where the registry would have to be started to say."""
+
+    def find_deployment(
+        self, endpoint: str, model: ModelVersion, serving: ServingConfig, environment: EnvironmentRef
+    ) -> DeploymentRef:
+        """What `deploy` would return, with nothing begun; for a plan."""
+
     # Data and base model
     def resolve_base_model(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
         """Pin the base model to its content; ConfigError when there is no such model."""

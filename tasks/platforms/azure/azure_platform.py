@@ -64,6 +64,22 @@ class AzurePlatform:
     def find_compute(self, compute: ComputeConfig) -> ComputeRef:
         return self._infrastructure.compute(compute, create=False)
 
+    def find_base_model(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
+        return self._preparation.base_model(model, environment, create=False)
+
+    def find_data(
+        self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int
+    ) -> DataManifest:
+        return self._preparation.data(data, base, environment, max_length, create=False)
+
+    def find_models(self, name: str) -> tuple[ModelVersion, ...] | None:
+        return self._models.versions(name)
+
+    def find_deployment(
+        self, endpoint: str, model: ModelVersion, serving: ServingConfig, environment: EnvironmentRef
+    ) -> DeploymentRef:
+        return self._endpoints.find_deployment(endpoint, model, serving, environment)
+
     def resolve_base_model(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
         return self._preparation.base_model(model, environment)
 

@@ -64,6 +64,22 @@ class Deployments:
             origin=Origin(reused=found is not None, reason=reason),
         )
 
+    def find(
+        self, endpoint: str, model: ModelVersion, serving: ServingConfig, environment: EnvironmentRef
+    ) -> DeploymentRef:
+        """The deployment that `begin` would adopt or make, by its name; nothing is begun."""
+        name = deployment_name(model, serving, environment, self._workspace.config)
+        found = self.resource(endpoint, name).read()
+        usable = found is not None and state_of(found) not in ("Failed", "Canceled", "Deleting")
+        reason = f"it is {state_of(found).lower()}" if found else "no deployment has this content"
+        return DeploymentRef(
+            endpoint=endpoint,
+            name=name,
+            model_name=model.name,
+            model_version=model.version,
+            origin=Origin(reused=usable, reason=reason),
+        )
+
     def all_of(self, endpoint: str) -> list[dict[str, Any]]:
         """The deployments that are there, the oldest first."""
         found = Resource(self._workspace, f"onlineEndpoints/{endpoint}", f"Endpoint {endpoint}").list_below(

@@ -136,6 +136,12 @@ class Endpoints:
         """Begin a deployment at 0 %, or adopt the one with that content."""
         return self._deployments.begin(endpoint, model, serving, environment)
 
+    def find_deployment(
+        self, endpoint: str, model: ModelVersion, serving: ServingConfig, environment: EnvironmentRef
+    ) -> DeploymentRef:
+        """What `deploy` would adopt or make."""
+        return self._deployments.find(endpoint, model, serving, environment)
+
     def read_deployment(self, endpoint: str, name: str) -> DeploymentStatus:
         """The deployment's state; the service gives no traffic to one that is being created."""
         found = self._deployments.read(endpoint, name)

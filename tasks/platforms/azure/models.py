@@ -59,6 +59,12 @@ class Models:
         """One version as it is now."""
         return self._ours(self._get(name, version), Origin(reused=True, reason="read"))
 
+    def versions(self, name: str) -> tuple[ModelVersion, ...]:
+        """Every version, oldest first."""
+        found = [model for model in self._versions(name) if str(model.version).isdecimal()]
+        found.sort(key=lambda model: int(str(model.version)))
+        return tuple(self._ours(model, Origin(reused=True, reason="read")) for model in found)
+
     def reject(self, version: ModelVersion, reason: str) -> ModelVersion:
         """Tag the version as rejected; an empty reason takes the tag away."""
         model = self._get(version.name, version.version)

@@ -44,7 +44,15 @@ class Preparation:
         self._this_machine = this_machine
         self._home = this_machine.home
 
-    def data(self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int) -> DataManifest:
+    def data(
+        self,
+        data: DataConfig,
+        base: BaseModelRef,
+        environment: EnvironmentRef,
+        max_length: int,
+        *,
+        create: bool = True,
+    ) -> DataManifest:
         """Adopt the prepared data of this input, or prepare it here and upload it under its digest."""
         with self._hub_token():
             identity, revision = self._source_identity(data)
@@ -52,19 +60,24 @@ class Preparation:
         manifest = self._read_manifest(key)
         reused = manifest is not None
         if manifest is None:
-            manifest = self._prepare(key, data.model_copy(update={"revision": revision}), base, environment, max_length)
+            pinned = data.model_copy(update={"revision": revision})
+            prepared = self._prepare(pinned, base, environment, max_length)
+            if create:
+                self._upload_data(key, prepared)
+            manifest = json.loads(Path(prepared.manifest_file).read_bytes())
+            self._keep_beside_manifest(key, Path(prepared.train_file))
         reason = "the source and its settings are unchanged" if reused else "no data of this input was in the workspace"
         return self._data_manifest(key, manifest, Origin(reused=reused, reason=reason))
 
-    def base_model(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
+    def base_model(self, model: ModelConfig, environment: EnvironmentRef, *, create: bool = True) -> BaseModelRef:
         """A hub id becomes a commit, a folder here its content in the workspace's storage; `azureml:` stays."""
         if is_remote(model.base):
             return self._remote_model(model)
         if model.base == BUILTIN:
-            return self._builtin(model, environment)
+            return self._builtin(model, environment, create=create)
         with self._hub_token():
             found = self._this_machine.resolve_base_model(model, environment)
-        if not Path(model.base).is_absolute():
+        if not Path(model.base).is_absolute() or not create:
             return found  # jobs load it from the hub, by its commit
         return self._upload_model(found, Path(found.location))
 
@@ -94,15 +107,17 @@ class Preparation:
         return manifest if {f"{folder}/train.jsonl", f"{folder}/test.jsonl"} <= kept else None
 
     def _prepare(
-        self, key: str, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int
-    ) -> dict[str, Any]:
+        self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int
+    ) -> DataManifest:
         here = self._this_machine.ensure_environment(environment.name)
         data = data.model_copy(
             update={"source": self._local(data.source), "test_source": self._local(data.test_source)}
         )
         with self._hub_token():
             tokenizer = replace(base, location=self._tokenizer(base, here))
-            prepared = self._this_machine.prepare_data(data, tokenizer, here, max_length)
+            return self._this_machine.prepare_data(data, tokenizer, here, max_length)
+
+    def _upload_data(self, key: str, prepared: DataManifest) -> None:
         text = Path(prepared.manifest_file).read_bytes()
         storage, folder = self._workspace.storage, f"{DATA}/{prepared.digest}"
         if not storage.exists(f"{folder}/manifest.json"):  # the last that is uploaded, so all are there
@@ -110,8 +125,6 @@ class Preparation:
             storage.upload_file(f"{folder}/test.jsonl", prepared.test_file)
             storage.write(f"{folder}/manifest.json", text)
         storage.write(f"{DATA_KEYS}/{key}.json", text)
-        manifest: dict[str, Any] = json.loads(text)
-        return manifest
 
     def _data_manifest(self, key: str, manifest: dict[str, Any], origin: Origin) -> DataManifest:
         here = self._home.path("azure", "data", key, "manifest.json")
@@ -130,6 +143,12 @@ class Preparation:
             origin=origin,
         )
 
+    def _keep_beside_manifest(self, key: str, train_file: Path) -> None:
+        """Let an estimate see how long the conversations are, where they were prepared on this machine."""
+        link = self._home.folder("azure", "data", key) / train_file.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(train_file)
+
     def _local(self, source: str) -> str:
         """A file in Azure as one of this machine, downloaded once; any other source as it is."""
         if not is_remote(source):
@@ -144,7 +163,7 @@ class Preparation:
 
     # Base model
 
-    def _builtin(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
+    def _builtin(self, model: ModelConfig, environment: EnvironmentRef, *, create: bool) -> BaseModelRef:
         """The built-in model as it was uploaded, or built here and uploaded now."""
         storage, key = self._workspace.storage, f"{BASE_MODEL_KEYS}/{builtin_key(environment)}.json"
         label = model.revision
@@ -157,6 +176,8 @@ class Preparation:
             pass
         here = self._this_machine.ensure_environment(environment.name)
         built = self._this_machine.resolve_base_model(model.model_copy(update={"revision": ""}), here)
+        if not create:
+            return replace(self._uploaded(model, built.digest, label, built.origin), location=built.location)
         uploaded = self._upload_model(built, Path(built.location))
         digest = storage.path_of(uploaded.location).rpartition("/")[2]
         storage.write(key, json.dumps({"digest": digest}).encode())

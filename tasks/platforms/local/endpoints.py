@@ -96,10 +96,7 @@ class Endpoints:
     ) -> DeploymentRef:
         """Define the model server and start it; the name says version and serving configuration."""
         server = self._home.snapshot(project_folder("deployments", "server"), "server")
-        # Time-outs of the rollout do not change what is served, so they are not in the name.
-        content = serving.model_dump(mode="json", exclude={"start_timeout_seconds"})
-        digest = digest_of(content, environment.version, server.name, model.digest)
-        name = f"v{model.version}-{digest[:8]}"
+        name = _deployment_name(model, serving, environment, server.name)
         program = _program(endpoint, name)
         exists = name in (read_json(self._path(endpoint), None) or {"deployments": {}})["deployments"]
         port = self._services.port(program, _FIRST_SERVER_PORT)
@@ -130,6 +127,21 @@ class Endpoints:
             model_name=model.name,
             model_version=model.version,
             origin=Origin(reused=exists, reason=reason if exists else "no deployment had this content"),
+        )
+
+    def find_deployment(
+        self, endpoint: str, model: ModelVersion, serving: ServingConfig, environment: EnvironmentRef
+    ) -> DeploymentRef:
+        """The deployment that `deploy` would adopt or make, by its name; nothing is started."""
+        server = self._home.snapshot(project_folder("deployments", "server"), "server")
+        name = _deployment_name(model, serving, environment, server.name)
+        exists = name in (read_json(self._path(endpoint), None) or {"deployments": {}})["deployments"]
+        return DeploymentRef(
+            endpoint=endpoint,
+            name=name,
+            model_name=model.name,
+            model_version=model.version,
+            origin=Origin(reused=exists, reason="it is there" if exists else "no deployment has this content"),
         )
 
     def read_deployment(self, endpoint: str, name: str) -> DeploymentStatus:
@@ -331,6 +343,12 @@ def rollout_of(state: dict[str, Any]) -> RolloutRecord | None:
         return None
     before = tuple((name, percent) for name, percent in told["traffic_before"].items())
     return RolloutRecord(run_id=told["run_id"], candidate=told["candidate"], traffic_before=before)
+
+
+def _deployment_name(model: ModelVersion, serving: ServingConfig, environment: EnvironmentRef, server: str) -> str:
+    # Time-outs of the rollout do not change what is served, so they are not in the name.
+    content = serving.model_dump(mode="json", exclude={"start_timeout_seconds"})
+    return f"v{model.version}-{digest_of(content, environment.version, server, model.digest)[:8]}"
 
 
 def _program(endpoint: str, deployment: str) -> str:

@@ -86,6 +86,22 @@ class LocalPlatform:
     def find_compute(self, compute: ComputeConfig) -> ComputeRef:
         return self.ensure_compute(compute)
 
+    def find_base_model(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
+        return self.resolve_base_model(model, environment)  # what is built stays on this machine
+
+    def find_data(
+        self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int
+    ) -> DataManifest:
+        return self.prepare_data(data, base, environment, max_length)
+
+    def find_models(self, name: str) -> tuple[ModelVersion, ...] | None:
+        return self.models.versions(name) if self.services.is_mlflow_running() else None
+
+    def find_deployment(
+        self, endpoint: str, model: ModelVersion, serving: ServingConfig, environment: EnvironmentRef
+    ) -> DeploymentRef:
+        return self.endpoints.find_deployment(endpoint, model, serving, environment)
+
     def resolve_base_model(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
         return self.preparation.base_model(model, environment)
 

@@ -89,6 +89,11 @@ class Models:
                 return _version(entry, Origin(reused=True, reason="read"))
         raise NotFoundError(f"There is no version {version} of model {name} in the registry.")
 
+    def versions(self, name: str) -> tuple[ModelVersion, ...]:
+        """Every version of one model, oldest first."""
+        found = sorted(self._versions(name), key=lambda entry: int(entry.version))
+        return tuple(_version(entry, Origin(reused=True, reason="read")) for entry in found)
+
     def registered(self) -> list[ModelVersion]:
         """Every version that phiflow registered, the newest first; starts no server where none was ever needed."""
         if not self._home.path("mlflow", "mlflow.db").exists():

@@ -110,6 +110,11 @@ class Services:
         self.wait_until_answers("mlflow", f"{url}/health")
         return url
 
+    def is_mlflow_running(self) -> bool:
+        """Whether the MLflow server is up; starts nothing."""
+        found = self.status("mlflow")
+        return found is not None and found.state == "running"
+
     def gateway(self) -> str:
         """Start or adopt the gateway and wait until it answers."""
         port = self.port("gateway", GATEWAY_PORT)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tasks.estimate import duration, memory, stages
+from tasks.estimate import duration, memory
 from tasks.estimate.bills import Bill, bills_after
 from tasks.estimate.duration import job_stages
 from tasks.estimate.machines import Hardware, packs, training_hardware
@@ -17,6 +17,7 @@ from tasks.estimate.model_shapes import ModelShape, find_shape
 from tasks.estimate.prices import Prices, load_prices
 from tasks.estimate.ranges import NOTHING, Range, dollars, exactly
 from tasks.estimate.stages import Stage, after_job, before_job
+from tasks.estimate.text import estimate_markdown
 from tasks.estimate.work import Work, measure_work, stand_in_work
 from tasks.platforms.errors import GateRefusedError
 
@@ -256,4 +257,4 @@ _IN_JOB = (
 )
 
 
-__all__ = ["PricedStage", "Range", "RunEstimate", "estimate_run", "require_within_cap", "stages"]
+__all__ = ["RunEstimate", "estimate_markdown", "estimate_run", "job_timeout_seconds", "require_within_cap"]

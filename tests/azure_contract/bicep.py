@@ -38,6 +38,11 @@ class BicepTypes:
         """Whether bodies of this exchange are described."""
         return self._resource(exchange) is not None or self._function(exchange) is not None
 
+    def read_body(self, resource_type: str, version: str, body: Any, reading: Reading) -> None:
+        """Note what is wrong with a resource as a client sends it; KeyError when its type is not described."""
+        file, node = self._resources[resource_type.lower(), version]
+        read(file, node["body"], body, "body", reading, envelope=True)
+
     def read_request(self, exchange: Exchange, reading: Reading) -> None:
         """Note what is wrong with the body of a request."""
         if exchange.method == "POST" and (function := self._function(exchange)):

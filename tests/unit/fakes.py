@@ -25,6 +25,8 @@ from tasks.platforms.refs import (
     JobKind,
     JobRef,
     JobSpec,
+    JobState,
+    JobStatus,
     ModelVersion,
     Origin,
     RolloutRecord,
@@ -41,6 +43,8 @@ SAMPLES = [
         "messages": [{"role": "user", "content": f"question {number}"}],
         "question": f"question {number}",
         "answer": f"answer {number}",
+        "base": "",
+        "expected": f"answer {number}",
     }
     for number in range(6)
 ]
@@ -145,6 +149,9 @@ class FakePlatform:
         self.metrics: tuple[DeploymentMetrics, ...] = ()
         self.on_set_traffic: Callable[[dict[str, int]], None] = lambda percents: None
         self.samples = SAMPLES
+        self.rejected: dict[str, str] = {}
+        self.jobs: dict[str, JobState] = {}
+        self.is_gone = False
         self.cost = ""
         self.is_stuck = False
 
@@ -157,6 +164,8 @@ class FakePlatform:
         return EndpointRef(name=name, url=f"http://127.0.0.1/{name}", origin=MADE)
 
     def read_endpoint(self, name: str) -> EndpointStatus | None:
+        if self.is_gone:
+            return None
         split = TrafficSplit(endpoint=name, percents=tuple(sorted(self.percents.items())), origin=MADE)
         return EndpointStatus(
             name=name,
@@ -247,6 +256,19 @@ class FakePlatform:
 
     def read_metrics(self, endpoint: str, window_seconds: int) -> tuple[DeploymentMetrics, ...]:
         return self.metrics
+
+    def read_model(self, name: str, version: str) -> ModelVersion:
+        return model_version(version, name=name, rejected=self.rejected.get(version, ""))
+
+    def reject_model(self, version: ModelVersion, reason: str) -> ModelVersion:
+        self.rejected[version.version] = reason
+        return self.read_model(version.name, version.version)
+
+    def latest_job(self, key: str) -> JobRef | None:
+        return job_ref(key=key) if key in self.jobs else None
+
+    def read_job(self, job: JobRef) -> JobStatus:
+        return JobStatus(state=self.jobs[job.key])
 
     def read_job_result(self, job: JobRef) -> dict[str, Any]:
         return {"samples": self.samples}

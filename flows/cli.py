@@ -220,8 +220,7 @@ def sweep(
 ) -> None:
     """Find what phiflow made and nobody uses."""
     from flows.command import open_configuration
-    from flows.show import show_leftovers
-    from flows.sweep import sweep_place
+    from flows.leftovers import show_leftovers, sweep_place
 
     _print(sweep_place(open_configuration(config, set_)[0], delete=delete), as_json, show_leftovers)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -138,6 +139,22 @@ def read_steps(run_id: str) -> list[dict[str, Any]]:
             }
         )
     return steps
+
+
+def ends_of_runs(run_ids: set[str]) -> dict[str, datetime | None]:
+    """When each run that this server knows ended; None: it goes on.
+
+    One whose process on this machine has died is marked as Crashed, and so ends now.
+    """
+    known = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(run_id) for run_id in run_ids]))
+    ends: dict[str, datetime | None] = {}
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=known) if run_ids else ():
+            ends[str(run.id)] = run.end_time if run.state and run.state.is_final() else None
+            if run.state and run.state.is_running() and _has_died(run):
+                client.set_flow_run_state(run.id, Crashed(message="Its process on this machine has died."), force=True)
+                ends[str(run.id)] = datetime.now(UTC)
+    return ends
 
 
 def run_url(run_id: str) -> str:

@@ -73,6 +73,13 @@ def test_file_map_names_what_exists() -> None:
 
 
 def test_every_configuration_has_a_prefect_deployment() -> None:
-    """prefect.yaml has one deployment for each file in deployments/, named as the file."""
+    """prefect.yaml has one deployment for each file in deployments/, named as the file; and the sweep of one."""
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
-    assert [d["name"] for d in deployments] == sorted(path.stem for path in (ROOT / "deployments").glob("*.yaml"))
+    *runs, sweep = deployments
+    assert [d["name"] for d in runs] == sorted(path.stem for path in (ROOT / "deployments").glob("*.yaml"))
+    assert (sweep["name"], sweep["entrypoint"], sweep["parameters"]["delete"]) == (
+        "sweep",
+        "flows/sweep.py:sweep",
+        False,
+    )
+    assert [schedule["active"] for schedule in sweep["schedules"]] == [False]

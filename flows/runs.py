@@ -146,10 +146,15 @@ def ends_of_runs(run_ids: set[str]) -> dict[str, datetime | None]:
 
     One whose process on this machine has died is marked as Crashed, and so ends now.
     """
-    known = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(run_id) for run_id in run_ids]))
+    asked = []
+    for run_id in run_ids:
+        with suppress(ValueError):  # a label that is no run's
+            asked.append(UUID(run_id))
     ends: dict[str, datetime | None] = {}
+    if not asked:
+        return ends
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=known) if run_ids else ():
+        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=asked))):
             ends[str(run.id)] = run.end_time if run.state and run.state.is_final() else None
             if run.state and run.state.is_running() and _has_died(run):
                 client.set_flow_run_state(run.id, Crashed(message="Its process on this machine has died."), force=True)

@@ -4,11 +4,13 @@ PUT    /_emulator/<document>  have the cloud be so, at once; the modules that ar
 GET    /_emulator/<document>  what was set
 DELETE /_emulator/<document>  have it be as it was
 DELETE /_emulator/settings    the same for all of these documents
+PUT    /_emulator/age         {"id": a resource's, "hours": n}: it was made, and changed, that much earlier
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,14 @@ def install(emulator: Emulator) -> None:
         emulator.exchanges.clear()
         return Answer(204)
 
+    def age(request: Request) -> Answer:
+        aged = emulator.store.get(str(request.json["id"]))
+        if aged is None:
+            raise arm_error(404, "ResourceNotFound", f"There is nothing to age at {request.json['id']}.")
+        emulator.store.put(aged["id"], aged_by(aged, float(request.json["hours"])))
+        return Answer(204)
+
+    emulator.register("PUT", "/_emulator/age", age)
     emulator.register("POST", "/_emulator/scenarios", add_scenario)
     emulator.register("GET", "/_emulator/scenarios", lambda _: Answer(200, {"value": emulator.scenarios.list()}))
     emulator.register("DELETE", "/_emulator/scenarios", clear_scenarios)
@@ -88,6 +98,20 @@ def _install_documents(emulator: Emulator) -> None:
     emulator.register("PUT", "/_emulator/quota/{name}", set_quota)
     emulator.register("DELETE", "/_emulator/settings", reset)
     _apply(emulator)
+
+
+def aged_by(resource: Document, hours: float) -> Document:
+    """A resource as if everything that happened to it had happened that much earlier."""
+
+    def earlier(moment: str) -> str:
+        return (datetime.fromisoformat(moment) - timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%S.%f0+00:00")
+
+    moments = ("createdAt", "lastModifiedAt", "createdOn", "modifiedOn")
+    aged = dict(resource)
+    for part in ("systemData", "properties"):
+        if part in resource:
+            aged[part] = {key: earlier(said) if key in moments else said for key, said in resource[part].items()}
+    return aged
 
 
 def _register(

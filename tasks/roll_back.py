@@ -5,8 +5,13 @@ from __future__ import annotations
 from tasks.config import PipelineConfig
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import RolloutError
-from tasks.platforms.refs import TrafficSplit
+from tasks.platforms.refs import EndpointStatus, TrafficSplit
 from tasks.step import log
+
+
+def has_served(status: EndpointStatus, deployment: str) -> bool:
+    """Whether it ever had traffic: what only waits, to be probed or approved, is nothing to go back to."""
+    return any(f" {deployment}=" in line for line in status.history)
 
 
 def roll_back(config: PipelineConfig, reason: str, to_version: str = "") -> TrafficSplit:
@@ -21,7 +26,9 @@ def roll_back(config: PipelineConfig, reason: str, to_version: str = "") -> Traf
         others = [
             d
             for d in status.deployments
-            if d.name != current.name and d.model_version and (not to_version or d.model_version == to_version)
+            if d.name != current.name
+            and d.model_version
+            and (d.model_version == to_version if to_version else has_served(status, d.name))
         ]
         others = [d for d in others if not platform.read_model(config.model_name, d.model_version).rejected]
         if not others:
@@ -36,6 +43,7 @@ def roll_back(config: PipelineConfig, reason: str, to_version: str = "") -> Traf
         if current.model_version and target.model_version != current.model_version:
             platform.reject_model(platform.read_model(config.model_name, current.model_version), reason)
         split = platform.set_traffic(name, {target.name: 100}, f"rolled back: {reason}")
+        platform.record_rollout(name, None)  # a person's decision is not undone by the next run
         if current.cost:
             log().warning(
                 "Left deployment=%s without traffic; the next rollout retires it. %s", current.name, current.cost

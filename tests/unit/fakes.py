@@ -152,6 +152,7 @@ class FakePlatform:
         self.rejected: dict[str, str] = {}
         self.jobs: dict[str, JobState] = {}
         self.is_gone = False
+        self.history: list[str] = []
         self.cost = ""
         self.is_stuck = False
 
@@ -159,6 +160,7 @@ class FakePlatform:
         """Have a deployment from the start."""
         self.deployments[name] = version
         self.percents[name] = percent
+        self.history += [f"then {name}={percent}%"] if percent else []
 
     def ensure_endpoint(self, name: str, description: str = "") -> EndpointRef:
         return EndpointRef(name=name, url=f"http://127.0.0.1/{name}", origin=MADE)
@@ -174,6 +176,7 @@ class FakePlatform:
             traffic=split,
             frozen=self.frozen,
             rollout=self.record,
+            history=tuple(self.history),
         )
 
     @contextlib.contextmanager
@@ -234,6 +237,7 @@ class FakePlatform:
         )
         self.percents = {name: percents.get(name, 0) for name in self.deployments}
         self.splits.append({name: percent for name, percent in percents.items() if percent})
+        self.history.append("then " + " ".join(f"{name}={percent}%" for name, percent in percents.items() if percent))
         self.on_set_traffic(percents)
         return split
 

@@ -12,6 +12,7 @@ from rollout_flow import OLD, unchanged
 
 import tasks.approval
 import tasks.questions
+import tasks.roll_back
 from tasks.approval import FORMS, Answer, Approval
 from tasks.config import PipelineConfig
 from tasks.estimate.estimate import estimate_run
@@ -151,6 +152,24 @@ def test_refusal_may_reject_the_version(
     assert "and was rejected" in run_flow("2", **TRAFFIC).report.reason
     assert platform.rejected == {"2": "maria: rude"}
     unchanged(platform)
+
+
+def test_roll_back_gives_no_traffic_to_what_waits(
+    platform: FakePlatform,
+    run_flow: Callable[..., Any],
+    answers: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While a version waits for approval, a roll-back goes to the one that served before, and is not undone."""
+    monkeypatch.setattr(tasks.roll_back, "connect", lambda place: platform)
+    run_flow("2")
+    config = PipelineConfig.model_validate({"name": ENDPOINT, "data": {"source": "x.jsonl"}})
+    answers(approval(), lambda: tasks.roll_back.roll_back(config, "rude") and None)
+    ended = run_flow("3", **TRAFFIC)
+    assert "was changed while the run waited" in ended.report.reason
+    assert platform.percents == {OLD: 100, NEW: 0}
+    assert platform.rejected == {"2": "rude"}
+    assert platform.record is None
 
 
 def _other_version_serves(platform: FakePlatform) -> None:

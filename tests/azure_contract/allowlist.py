@@ -115,6 +115,9 @@ ALLOWED = (
     ),
 )
 
+# A provider's own resources: neither something of another provider that hangs on them, nor its registration.
+_OF = r"providers/Microsoft\."
+_LAST = r"(?!.*/providers/)(?!(un)?register$)"
 # Paths, and why nothing here can judge what passes there. Whatever matches none and has no description is a finding.
 UNJUDGED = (
     (r"^/_emulator/", "the emulator's own controls, which the service does not have"),
@@ -127,9 +130,19 @@ UNJUDGED = (
     (r"^/secrets/", "Key Vault's data plane: its Swagger is not among the descriptions here"),
     (r"^/history/", "run history: not in the published Swagger of Machine Learning; the SDK's own client reads it"),
     (r"^/endpoints/", "scoring: the model server's interface, which the deployment decides"),
-    (r"providers/Microsoft\.Insights/", "Azure Monitor: its Swagger is not among the descriptions here"),
     (
-        r"providers/Microsoft\.(Storage|KeyVault|ContainerRegistry|OperationalInsights)/",
+        r"^/subscriptions(/[^/]+(/locations)?)?$|^/tenants$",
+        "subscriptions, tenants and regions: their Swagger is not among the descriptions here",
+    ),
+    (
+        r"^/subscriptions/[^/]+/providers/Microsoft\.Authorization/permissions$",
+        "one's permissions in a subscription: described of groups and resources only, where they are judged",
+    ),
+    (r"^/api/retail/prices$", "the public price list: no Swagger is published"),
+    (f"{_OF}Insights/{_LAST}", "Azure Monitor: its Swagger is not among the descriptions here"),
+    (f"{_OF}Compute/{_LAST}", "Microsoft.Compute: its Swagger is not among the descriptions here"),
+    (
+        f"{_OF}(Storage|KeyVault|ContainerRegistry|OperationalInsights|DocumentDB|Consumption|Network)/{_LAST}",
         "what a workspace is made of: its Swagger is not among the descriptions here",
     ),
     (

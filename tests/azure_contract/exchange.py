@@ -12,6 +12,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 _PROVIDER = re.compile(r"/providers/", re.IGNORECASE)
+# The provider itself, which Resource Manager tells and registers, and none of the provider's own resources.
+_REGISTRATION = re.compile(r"(?i)^/subscriptions/[^/]+/providers/[^/]+(/(un)?register)?$")
+_SUBSCRIPTION = re.compile(r"(?i)^/subscriptions/[^/]+$")
 _NAMED = re.compile(r"^/subscriptions/[^/]+(?:/resourceGroups/[^/]+)?", re.IGNORECASE)
 
 
@@ -50,13 +53,19 @@ class Exchange:
     def namespace(self) -> str:
         """The resource provider in lower case, such as microsoft.machinelearningservices."""
         parts = _PROVIDER.split(self.path)
-        return parts[-1].split("/")[0].lower() if len(parts) > 1 else "microsoft.resources"
+        own = len(parts) == 1 or _REGISTRATION.match(self.path)
+        return "microsoft.resources" if own else parts[-1].split("/")[0].lower()
 
     @cached_property
     def segments(self) -> tuple[str, ...]:
         """The path behind the resource provider: types and names by turns."""
         parts = _PROVIDER.split(self.path)
-        rest = parts[-1].split("/")[1:] if len(parts) > 1 else _NAMED.sub("", self.path).split("/")
+        if _SUBSCRIPTION.match(self.path):
+            rest = self.path.split("/")
+        elif len(parts) == 1 or _REGISTRATION.match(self.path):
+            rest = _NAMED.sub("", self.path).split("/")
+        else:
+            rest = parts[-1].split("/")[1:]
         return tuple(part for part in rest if part)
 
     @property

@@ -162,8 +162,11 @@ def _declared(file: Path) -> Iterator[tuple[str, Node]]:
 
 
 def _pattern(path: str) -> re.Pattern[str]:
+    # Empty for a resource that belongs to no other.
+    path = path.replace("{parentResourcePath}/", "{parentResourcePath}")
     parts = _PLACEHOLDER.split(path)
-    names = [f"(?P<{part}>.+)" if part in ("scope", "resourceId") else f"(?P<{part}>[^/]+)" for part in parts[1::2]]
+    kinds = {"scope": ".+", "resourceId": ".+", "parentResourcePath": "(?:[^/]+/)*"}
+    names = [f"(?P<{part}>{kinds.get(part, '[^/]+')})" for part in parts[1::2]]
     fixed = [re.escape(part) for part in parts[0::2]]
     return re.compile("".join(x for pair in zip(fixed, [*names, ""], strict=True) for x in pair), re.IGNORECASE)
 

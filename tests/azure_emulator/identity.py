@@ -68,7 +68,7 @@ class Identity:
         if not secrets.compare_digest(given, self.header_secret):
             raise arm_error(401, "Unauthorized", "The header X-IDENTITY-HEADER is not that of this host.")
         if self._settings.get("sign-in").get("expired"):
-            raise arm_error(400, "invalid_grant", _EXPIRED)
+            return Answer(400, {"statusCode": 400, "message": _EXPIRED})  # as App Service says what went wrong
         resource = request.query.get("resource", "").rstrip("/")
         if resource not in (self._url, ML_RESOURCE, _STORAGE, VAULT):
             raise arm_error(400, "invalid_resource", f"The resource principal named {resource} was not found.")

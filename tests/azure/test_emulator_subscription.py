@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import requests
 
 from tests.azure.bodies import cluster_body
+from tests.azure_contract.exchange import logged
+from tests.azure_contract.judge import Judge, contract_folder, unjudged
 from tests.azure_emulator.names import TENANT
 from tests.azure_emulator.process import EmulatorProcess
+from tests.azure_emulator.quota import LOW_PRIORITY, TOTAL, Quota
 from tests.azure_emulator.server import SCOPE
+from tests.azure_emulator.store import Store
 
 S, W = SCOPE.subscription_id, SCOPE.workspace_id
 ML = f"{S}/providers/Microsoft.MachineLearningServices/locations"
@@ -155,6 +162,30 @@ def test_usages_count_the_nodes_of_clusters_in_their_region(cloud: EmulatorProce
     assert usage(cloud, family) == (0, 500)
 
 
+def test_usages_count_the_instances_of_deployments_and_the_nodes_of_jobs(tmp_path: Path) -> None:
+    """Whatever traffic they take; of a cluster the nodes that must be, or those that jobs have when these are more."""
+    store = Store(tmp_path)
+    store.put(f"{W}/computes/c", _cluster("c", "Standard_DS3_v2", smallest=1))
+    store.put(f"{W}/computes/l", _cluster("l", "Standard_DS3_v2", priority="LowPriority"))
+    for job, cluster in (("j", "c"), ("k", "c"), ("m", "l"), ("ended", "c")):
+        told = {"computeId": f"{W}/computes/{cluster}", "resources": {"instanceCount": 1}}
+        store.put(f"{W}/jobs/{job}", {"name": job, "properties": told})
+    blue = f"{W}/onlineEndpoints/e/deployments/blue"
+    store.put(blue, {"id": blue, "properties": {"instanceType": "Standard_E4s_v3"}, "sku": {"capacity": 3}})
+    emulator: Any = SimpleNamespace(store=store, scope=SCOPE, workspace_id=W)
+    quota = Quota(emulator)
+    quota.is_running = lambda job: job != "ended"
+    counted = quota.used(SCOPE.location)
+    assert counted == {"standardDSv2Family": 8, "standardESv3Family": 12, TOTAL: 20, LOW_PRIORITY: 4}
+    assert quota.used(SCOPE.location, without=blue)[TOTAL] == 8
+
+
+def _cluster(name: str, size: str, *, smallest: int = 0, priority: str = "Dedicated") -> dict[str, Any]:
+    inner = {"vmSize": size, "vmPriority": priority, "scaleSettings": {"minNodeCount": smallest}, "errors": None}
+    told = {"provisioningState": "Succeeded", "properties": inner}
+    return {"id": f"{W}/computes/{name}", "name": name, "properties": told}
+
+
 def test_a_cluster_that_not_one_node_of_fits_the_quota_fails(cloud: EmulatorProcess) -> None:
     """As the service says it: the making fails, with the family's limit and the node's cores."""
     cloud.configure("quota/Standard FSv2 Family Cluster Dedicated vCPUs", {"limit": 2})
@@ -281,3 +312,55 @@ def test_controls_refuse_what_makes_no_sense(cloud: EmulatorProcess, document: s
     """A test that is set up wrongly is told so, and does not pass for the wrong reason."""
     with pytest.raises(AssertionError, match="error"):
         cloud.configure(document, wrong)
+
+
+def test_a_deployment_that_the_quota_has_no_cores_for_is_refused(cloud: EmulatorProcess) -> None:
+    """With the reserve that the service keeps for upgrades, of which sizes with an A100 are free."""
+    body = {"location": SCOPE.location, "identity": {"type": "SystemAssigned"}, "properties": {"authMode": "Key"}}
+    endpoint = f"{W}/onlineEndpoints/short-of-cores"
+    assert cloud.send("PUT", f"{endpoint}?{STABLE}", body).status_code == 201
+    until(cloud, f"{endpoint}?{STABLE}", "properties", "provisioningState", wanted="Succeeded")
+
+    def refused(size: str) -> str:
+        properties = {"endpointComputeType": "Managed", "instanceType": size}
+        deployment = {"location": SCOPE.location, "properties": properties, "sku": {"name": "Default", "capacity": 1}}
+        return cloud.send("PUT", f"{endpoint}/deployments/blue?{STABLE}", deployment).text
+
+    cloud.configure("quota/standardESv3Family", {"limit": 4})
+    assert "Current usage/limit: 0/4. Additional needed: 8" in refused("Standard_E4s_v3")
+    cloud.configure("quota/StandardNCADSA100v4Family", {"limit": 20})
+    assert "Current usage/limit: 0/20. Additional needed: 24" in refused("Standard_NC24ads_A100_v4")
+    cloud.configure("quota/StandardNCADSA100v4Family", {"limit": 24})
+    assert "quota" not in refused("Standard_NC24ads_A100_v4")
+    cloud.send("DELETE", f"{endpoint}?{STABLE}")
+
+
+def test_what_is_told_here_is_what_microsoft_describes(cloud: EmulatorProcess) -> None:
+    """Providers, roles and quota: no finding, and with a key too many in any answer there is one."""
+    contract = contract_folder()
+    if contract is None:
+        pytest.skip("Microsoft's descriptions of Azure are not on this machine: set PHIFLOW_AZURE_CONTRACT")
+    before, roles = len(list(logged(cloud.log))), "api-version=2022-04-01"
+    limit = {"properties": {"limit": {"limitObjectType": "LimitValue", "value": 600}}}
+    for method, path in (
+        ("GET", f"{S}/providers?{RESOURCES}"),
+        ("POST", f"{S}/providers/Microsoft.Storage/register?{RESOURCES}"),
+        ("GET", f"{S}/resourceGroups/{SCOPE.group}/providers/Microsoft.Authorization/permissions?{roles}"),
+        ("GET", f"{W}/providers/Microsoft.Authorization/permissions?{roles}"),
+        ("GET", f"{W}/providers/Microsoft.Authorization/roleAssignments?{roles}&$filter=atScope()"),
+        ("GET", f"{S}/providers/Microsoft.Authorization/roleDefinitions?{roles}"),
+        ("GET", f"{L}/usages?{STABLE}"),
+        ("GET", f"{L}/vmSizes?{STABLE}"),
+        ("GET", f"{L}/providers/Microsoft.Quota/usages?{QUOTA}"),
+        ("GET", f"{L}/providers/Microsoft.Quota/quotas?{QUOTA}"),
+        ("PUT", f"{L}/providers/Microsoft.Quota/quotas/standardFSv2Family?{QUOTA}"),
+        ("GET", f"{L}/providers/Microsoft.Quota/quotaRequests?{QUOTA}"),
+    ):
+        assert cloud.send(method, path, limit if method == "PUT" else None).status_code < 300
+    told = [one for one in list(logged(cloud.log))[before:] if one.managed]
+    judge = Judge(contract)
+    assert [unjudged(one) for one in told] == [None] * 12
+    assert [str(finding) for finding in judge.findings(told)] == []
+    answered = [one for one in told if isinstance(one.response, dict)]
+    mutants = [replace(one, response={**one.response, "surprise": 1}) for one in answered]
+    assert len(mutants) == 11 and [one.operation for one in mutants if not judge.problems(one)] == []

@@ -79,10 +79,11 @@ def plan(
     """Show what a run would create, reuse, need and cost; trains and deploys nothing."""
     from flows.command import default_configuration, open_configuration
     from flows.plan import make_plan
-    from flows.show import show_plan
+    from flows.show_plan import show_plan
 
     resolved, origins = open_configuration(config or default_configuration(), set_)
-    _print(make_plan(resolved, origins, refresh_prices=refresh_prices), as_json, show_plan)
+    made = make_plan(resolved, origins, refresh_prices=refresh_prices)
+    _print(made.document(), as_json, lambda _: show_plan(made))
 
 
 @app.command()

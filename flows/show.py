@@ -87,21 +87,6 @@ def show_data(told: dict[str, Any]) -> None:
     print(f"{told['counts']['test']} to test on: {told['test_file']}{_rejected(told)}")
 
 
-def show_plan(told: dict[str, Any]) -> None:
-    """What a run would do."""
-    for key, entry in told["config"].items():
-        print(f"  {key} = {entry['value']!r}  ({entry['origin']})")
-    print(f"data      {told['data']['counts']['train']} train, {told['data']['counts']['test']} test")
-    for part in (*told["environments"], told["compute"]):
-        print(f"{part['action']:<9} {part['name']} ({part['what']}): {part['reason']}")
-    print(f"job       {told['job']['action']}")
-    endpoint = told["endpoint"]
-    if "url" in endpoint:
-        show_endpoint(endpoint)
-    else:
-        print(f"endpoint  create {endpoint['name']}")
-
-
 def _rejected(data: dict[str, Any]) -> str:
     if not data["num_rejected"]:
         return ""

@@ -96,8 +96,5 @@ def _percent(share: Range) -> str:
 
 
 def _epochs(number: Range) -> str:
-    return (
-        f"{number.low:.3g}"
-        if round(number.low, 2) == round(number.high, 2)
-        else f"{number.low:.3g} to {number.high:.3g}"
-    )
+    few, many = f"{number.low:.3g}", f"{number.high:.3g}"
+    return few if few == many else f"{few} to {many}"

@@ -149,6 +149,16 @@ def _tear_down(config: PipelineConfig) -> AzureTearDown | LocalTearDown:
     return AzureTearDown(config, workspace, this_machine)
 
 
+def request_quota(config: PipelineConfig) -> Iterator[str]:
+    """Ask Azure for the vCPUs that a configuration lacks; yields how each request ended, and what is left to do."""
+    assert config.platform.kind == "azure"
+    workspace = _open(config.platform)
+    from tasks.platforms.azure.quota_request import request_quota
+
+    for check in request_quota(config, workspace):
+        yield f"{check.outcome}: {check.found}{f'. {check.fix}' if check.fix else ''}"
+
+
 def tear_down(config: PipelineConfig) -> Iterator[str]:
     """Delete what bills of a run on Azure and the files of its jobs, and end the chat app; yields what was done."""
     from tasks.platforms.azure.tear_down import delete_files
@@ -174,6 +184,11 @@ def stop_local_jobs(home: str = "") -> tuple[str, ...]:
     from tasks.platforms.local.state import Home
 
     return LocalPlatform(Home.open(home)).stop_jobs()
+
+
+def region(config: PipelineConfig) -> str:
+    """The region that a run's machines are in; empty on this machine."""
+    return _open(config.platform).location if config.platform.kind == "azure" else ""
 
 
 def require_runnable(config: PipelineConfig) -> None:

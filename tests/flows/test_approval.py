@@ -1,0 +1,145 @@
+"""A run waits for a person at a real Prefect server: answered in its UI, in a terminal, by the time-out, or never."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from journey import Journey, eventually, kill
+
+pytestmark = pytest.mark.journey
+WAITER = Path(__file__).with_name("waiting_flow.py")
+
+
+class Waiting:
+    """Runs that only ask, each process making some of them, and the Prefect API that they are paused in."""
+
+    def __init__(self, journey: Journey) -> None:
+        exports = journey.exports()
+        self._journey = journey
+        self._api = exports["PREFECT_API_URL"]
+        self._environment = journey.environment(**exports)
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def start(self, **runs: list[dict[str, Any]]) -> subprocess.Popen[str]:
+        """One process that makes runs of these names, which ask these questions, one after the other."""
+        made = [{"name": name, "questions": questions} for name, questions in runs.items()]
+        log = (self._journey.folder / f"{next(iter(runs))}.log").open("w")
+        process = subprocess.Popen(
+            [sys.executable, str(WAITER), json.dumps(made)],
+            cwd=self._journey.folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        self._processes.append(process)
+        return process
+
+    def post(self, path: str, **body: Any) -> Any:
+        """Send to the API."""
+        response = requests.post(f"{self._api}{path}", json=body, timeout=30)
+        response.raise_for_status()
+        return response.json()
+
+    def runs(self, name: str) -> list[dict[str, Any]]:
+        """The runs of a name, newest first."""
+        return self.post("/flow_runs/filter", flow_runs={"name": {"any_": [name]}}, sort="START_TIME_DESC")
+
+    def paused(self, name: str, place: str = "submit") -> str:
+        """Wait until the newest run of a name waits at a place; returns its id."""
+
+        def found() -> str:
+            run = next(iter(self.runs(name)), None)
+            key = str(run["state"]["state_details"]["pause_key"]) if run else ""
+            return str(run["id"]) if run and run["state"]["type"] == "PAUSED" and key.startswith(f"{place}-") else ""
+
+        return eventually(found, 60)
+
+    def resume(self, run_id: str, **answer: Any) -> str:
+        """Send the form of the UI's Resume; returns whether it was taken."""
+        return str(self.post(f"/flow_runs/{run_id}/resume", run_input=answer)["status"])
+
+    def close(self) -> None:
+        """End what still waits."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def waiting(journey: Journey) -> Iterator[Waiting]:
+    """Nothing waits yet."""
+    waiting = Waiting(journey)
+    yield waiting
+    waiting.close()
+
+
+def ended(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    """What a process said of its runs, when it has ended."""
+    out, _ = process.communicate(timeout=60)
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_first_answer_counts_whoever_gives_it(journey: Journey, waiting: Waiting) -> None:
+    """The form, the command and the time-out answer the same question; without an answer nothing goes on."""
+    ask = {"timeout_seconds": 600, "default": "approve"}
+    soon = {"timeout_seconds": 1}
+    process = waiting.start(
+        both=[{"place": "submit", **ask}, {"place": "traffic", **ask}],
+        late=[{"place": "submit", **soon, "default": "approve"}, {"place": "traffic", **soon, "default": "refuse"}],
+        silent=[{"place": "submit", **ask}],
+        stopped=[{"place": "submit", **ask}],
+    )
+    both = waiting.paused("both")
+    for wrong in ({}, {"answer": ""}, {"answer": "perhaps"}, {"reason": "fine"}, {"answer": "approve", "x": 1}):
+        assert waiting.resume(both, **wrong) == "REJECT", wrong
+    assert waiting.paused("both") == both
+    assert waiting.resume(both, answer="approve", by="maria", reason="it is cheap") == "ACCEPT"
+    assert waiting.paused("both", "traffic") == both
+    told = journey.json("approve", "--run", both[:8], "--refuse", "--reason", "rude")
+    assert (told["waits_to"], told["answer"], told["question"]) == ("traffic", "refuse", "## both, traffic?")
+    silent = waiting.paused("silent")
+    assert waiting.resume(both, answer="approve") == "ABORT"  # it has ended
+    waiting.post(f"/flow_runs/{silent}/set_state", state={"type": "RUNNING"}, force=True)
+    stopped = waiting.paused("stopped")
+    waiting.post(f"/flow_runs/{stopped}/set_state", state={"type": "CANCELLING"})
+    both_told, late_told, silent_told, stopped_told = ended(process)
+    assert both_told["answers"][0] == ["approved", "maria", "it is cheap"]
+    assert both_told["answers"][1][0::2] == ["refused", "rude"]
+    assert "@" in both_told["answers"][1][1]
+    (first, by, why), (second, *_) = late_told["answers"]
+    assert (first, by, second) == ("approved", "the time-out", "refused")
+    assert why == "nobody answered within 1 s, and approval.default is approve"
+    assert silent_told["answers"] == [["refused", "Prefect", "the run was resumed without an answer"]]
+    assert stopped_told["state"] == "interrupted"
+    assert waiting.runs("stopped")[0]["state"]["type"] in ("CRASHED", "CANCELLED")
+
+
+def test_waiter_that_was_killed_is_told_and_asked_again(journey: Journey, waiting: Waiting) -> None:
+    """After kill -9 nobody can answer; the next run says Crashed of it, asks again, and takes no earlier answer."""
+    question = [{"place": "submit", "timeout_seconds": 600}]
+    process = waiting.start(killed=question)
+    first = waiting.paused("killed")
+    config = journey.configure("killed")
+    kill(process.pid)
+    ended_command = journey.phiflow("approve", config)
+    assert ended_command.returncode == 4
+    assert "No run of killed waits for approval" in ended_command.stderr
+    assert len(ended_command.stderr.splitlines()) == 1
+    waiting.resume(first, answer="approve")
+    again = waiting.start(killed=question)
+    second = waiting.paused("killed")
+    assert second != first
+    assert [run["state"]["name"] for run in waiting.runs("killed")] == ["Paused", "Crashed"]
+    again.send_signal(signal.SIGINT)
+    (told,) = ended(again)
+    assert told["state"] == "interrupted"
+    assert waiting.runs("killed")[0]["state"]["type"] in ("CRASHED", "CANCELLED")

@@ -43,8 +43,12 @@ def run_checks(
     config: PipelineConfig, workspace: Workspace, purpose: Purpose = "run", part: Part = "all"
 ) -> Iterator[Check]:
     """Look at what a run, or a part of `phiflow up`, needs."""
-    facts = Facts(config, workspace, purpose, part)
     yield from all_at_once([("compute", functools.partial(_cluster, config)), *_here(config, purpose)])
+    yield from check_place(Facts(config, workspace, purpose, part))
+
+
+def check_place(facts: Facts) -> Iterator[Check]:
+    """Look at what is elsewhere: from the network to the name of the endpoint."""
     for name, check in _CAUSES:
         found = carried_out(name, functools.partial(check, facts))
         yield from found
@@ -56,7 +60,7 @@ def run_checks(
         unusable |= one.name == "provider" and one.outcome == Outcome.FAIL
     if unusable:  # a service that is not registered answers nothing
         return
-    wanted = _FOR_BOTH if purpose == "up" else (*_FOR_BOTH, *_FOR_RUN)
+    wanted = _FOR_BOTH if facts.purpose == "up" else (*_FOR_BOTH, *_FOR_RUN)
     yield from all_at_once([*_bound(wanted, facts), *_remote_data(facts)])
 
 

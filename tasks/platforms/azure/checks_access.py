@@ -60,31 +60,31 @@ def check_providers(facts: Facts) -> Iterator[Check]:
 
 def check_rights(facts: Facts) -> Iterator[Check]:
     """Whether the caller may do what is to be done, by the permissions that are effective, inherited ones too."""
-    scope = facts.group_id if facts.group else facts.subscription_id
-    url = f"{scope}/providers/Microsoft.Authorization/permissions"
-    entries = list(facts.pages(url, AUTHORIZATION_API, f"The permissions on {last_name(scope)}"))
-    missing = permissions.missing_actions(entries, _actions(facts))
-    principal = facts.claims.get("oid") or "OBJECT_ID"
-    by_role: dict[str, list[str]] = {}
-    for action in missing:
-        by_role.setdefault(permissions.role_for(action), []).append(action)
-    for role, actions in by_role.items():
-        more = f" and {len(actions) - 1} more" if len(actions) > 1 else ""
-        yield failed(
-            "rights",
-            f"{actions[0]}{more} is not allowed on {last_name(scope)}",
-            f'az role assignment create --assignee {principal} --role "{role}" --scope {scope}',
-            Failure.AUTHORISATION,
-        )
-    if facts.purpose == "run" and permissions.missing_actions(entries, [permissions.METRICS_ACTION]):
-        role = permissions.role_for(permissions.METRICS_ACTION)
-        yield warned(
-            "rights",
-            "the endpoint's counters may not be read, so that a rollout is judged by its own probes alone",
-            f'az role assignment create --assignee {principal} --role "{role}" --scope {scope}',
-        )
-    if not missing:
-        yield passed("rights", f"{_purpose(facts)} is allowed on {last_name(scope)}")
+    num_missing = 0
+    for scope, actions in _wanted_actions(facts).items():
+        by_role: dict[str, list[str]] = {}
+        for action in missing_rights(facts, scope, actions):
+            by_role.setdefault(permissions.role_for(action), []).append(action)
+        for role, lacking in by_role.items():
+            num_missing += 1
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            found = f"{lacking[0]}{more} is not allowed on {last_name(scope)}"
+            yield failed("rights", found, _assignment(facts, role, scope), Failure.AUTHORISATION)
+    if facts.purpose == "run" and facts.has_workspace:
+        scope, action = facts.workspace.resource_id, permissions.METRICS_ACTION
+        if missing_rights(facts, scope, (action,)):
+            found = "the endpoint's counters may not be read, so that a rollout is judged by its own probes alone"
+            yield warned("rights", found, _assignment(facts, permissions.role_for(action), scope))
+    if not num_missing:
+        yield passed("rights", f"{_purpose(facts)} is allowed on {last_name(next(iter(_wanted_actions(facts))))}")
+
+
+def missing_rights(facts: Facts, scope: str, actions: tuple[str, ...]) -> tuple[str, ...]:
+    """The actions that the caller's roles do not allow on a resource, a group or a subscription."""
+    if scope not in facts.permissions:
+        url = f"{scope}/providers/Microsoft.Authorization/permissions"
+        facts.permissions[scope] = list(facts.pages(url, AUTHORIZATION_API, f"The permissions on {last_name(scope)}"))
+    return permissions.missing_actions(facts.permissions[scope], actions)
 
 
 def check_identity(facts: Facts) -> Iterator[Check]:
@@ -117,11 +117,7 @@ def check_data_access(facts: Facts) -> Iterator[Check]:
         facts.workspace.storage.exists("phiflow/doctor")
     except PermissionDeniedError as error:
         storage = str((facts.existing_workspace or {})["properties"].get("storageAccount") or "STORAGE_ID")
-        fix = (
-            f"az role assignment create --assignee {facts.claims.get('oid') or 'OBJECT_ID'} "
-            f'--role "{_STORAGE_ROLE}" --scope {storage}'
-        )
-        yield failed("data access", error.message, fix, Failure.AUTHORISATION)
+        yield failed("data access", error.message, _assignment(facts, _STORAGE_ROLE, storage), Failure.AUTHORISATION)
         return
     except PhiflowError as error:
         yield failed("data access", error.message, error.fix)
@@ -169,21 +165,30 @@ def _state(facts: Facts, namespace: str) -> str:
     return str(facts.get(url, _PROVIDERS_API, f"Provider {namespace}").get("registrationState") or "NotRegistered")
 
 
-def _actions(facts: Facts) -> tuple[str, ...]:
+def _wanted_actions(facts: Facts) -> dict[str, tuple[str, ...]]:
+    """What is to be allowed, by the resource, group or subscription on which it is asked."""
     place = facts.place
-    actions: tuple[str, ...] = ()
-    if facts.makes_workspace:
-        actions += permissions.OWNER_ACTIONS if facts.part in ("all", "owner") else ()
-        actions += permissions.ENGINEER_ACTIONS if facts.part in ("all", "engineer") else ()
-        if place.resources.chat_history and facts.part != "owner":
-            actions += ("Microsoft.DocumentDB/databaseAccounts/write",)
-        if place.resources.monthly_budget and facts.part != "owner":
-            actions += ("Microsoft.Consumption/budgets/write",)
-    if facts.purpose == "run":
-        actions += permissions.RUN_ACTIONS
-    if place.identity.resource_id and facts.part != "owner":
-        actions += (permissions.IDENTITY_ACTION,)
-    return actions
+    wanted: dict[str, tuple[str, ...]] = {}
+    if facts.purpose == "run" and facts.has_workspace:
+        wanted[facts.workspace.resource_id] = permissions.RUN_ACTIONS
+    else:
+        scope = facts.group_id if facts.group else facts.subscription_id
+        actions = list(permissions.OWNER_ACTIONS) if facts.part in ("all", "owner") else []
+        if facts.part in ("all", "engineer"):
+            used = {
+                "Microsoft.DocumentDB/databaseAccounts/write": place.resources.chat_history,
+                "Microsoft.Consumption/budgets/write": bool(place.resources.monthly_budget),
+            }
+            actions += [*permissions.ENGINEER_ACTIONS, *(action for action, is_used in used.items() if is_used)]
+        wanted[scope] = tuple(actions)
+    if place.identity.resource_id and facts.part != "owner" and facts.has_workspace:
+        wanted[place.identity.resource_id] = (permissions.IDENTITY_ACTION,)
+    return wanted
+
+
+def _assignment(facts: Facts, role: str, scope: str) -> str:
+    principal = facts.claims.get("oid") or "OBJECT_ID"
+    return f'az role assignment create --assignee {principal} --role "{role}" --scope {scope}'
 
 
 def _purpose(facts: Facts) -> str:

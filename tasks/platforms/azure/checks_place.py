@@ -77,20 +77,17 @@ def check_sizes(facts: Facts) -> Iterator[Check]:
 def check_endpoint_name(facts: Facts) -> Iterator[Check]:
     """Whether the endpoint's name, one in its region, is ours or free."""
     name = facts.config.endpoint_name
-    if facts.has_workspace and Resource(facts.workspace, f"onlineEndpoints/{name}", f"Endpoint {name}").read():
-        yield passed("endpoint", f"{name} is in this workspace")
-        return
     location = next(region for region, parts in facts.regions.items() if "serving" in parts)
     taken = is_name_taken(name, location)
-    if taken is None:
-        found = f"whether {name} is free in {location} could not be seen: names resolve here whatever they are"
-        yield warned("endpoint", found)
+    if taken is False:
+        yield passed("endpoint", f"{name} is free in {location}")
+    elif facts.has_workspace and Resource(facts.workspace, f"onlineEndpoints/{name}", f"Endpoint {name}").read():
+        yield passed("endpoint", f"{name} is in this workspace")
     elif taken:
         found = f"the name {name} is taken in {location} by somebody else's endpoint"
-        fix = f"--set endpoint.name={name[:25].rstrip('-')}-{secrets.token_hex(3)}"
-        yield failed("endpoint", found, fix)
+        yield failed("endpoint", found, f"--set endpoint.name={name[:25].rstrip('-')}-{secrets.token_hex(3)}")
     else:
-        yield passed("endpoint", f"{name} is free in {location}")
+        yield warned("endpoint", f"whether {name} is free in {location} could not be seen in the names of hosts")
 
 
 def is_name_taken(name: str, location: str) -> bool | None:

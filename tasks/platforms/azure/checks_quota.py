@@ -59,12 +59,12 @@ def quota_check(need: Need, config: PipelineConfig, location: str, *, offer: str
         ask = f"phiflow up {CONFIGURATION} --request-quota, or {ask}"
     if not need.missing_now:
         return warned("quota", told, _fallback(need, config, ask))
-    if need.pool.used is None:
-        told = f"{told}; the subscription's offer has no vCPUs of Azure Machine Learning"
-        ask = f"Make the subscription pay-as-you-go: {offers.UPGRADE}"
-    elif offer and need.size is not None and need.size.gpus:
+    if offer and need.size is not None and need.size.gpus:
         told = f"{told}; a subscription of the offer {offer} gets no GPU quota"
         ask = f"Make the subscription pay-as-you-go ({offers.UPGRADE}), or without a GPU: {_CPU_PATH}"
+    elif need.pool.used is None:
+        told = f"{told}; the subscription's offer has no vCPUs of Azure Machine Learning"
+        ask = f"Make the subscription pay-as-you-go: {offers.UPGRADE}"
     return failed("quota", told, ask, Failure.QUOTA)
 
 

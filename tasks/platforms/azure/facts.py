@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks.platforms.azure.client import WORKSPACE_API
 from tasks.platforms.azure.sizes import Size, read_sizes
 from tasks.platforms.errors import ConfigError, NotFoundError
 
@@ -30,6 +29,7 @@ class Facts:
         part: of `phiflow up`, whose rights are looked at.
         tenant: the subscription's, once the network was looked at.
         claims: of the signed-in caller, once the login was looked at.
+        permissions: of the caller by scope, as far as they were asked for.
     """
 
     config: PipelineConfig
@@ -38,6 +38,7 @@ class Facts:
     part: Part = "all"
     tenant: str = ""
     claims: dict[str, Any] = field(default_factory=dict)
+    permissions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     _sizes: dict[str, dict[str, Size]] = field(default_factory=dict)
 
     @property
@@ -67,7 +68,10 @@ class Facts:
     @functools.cached_property
     def existing_workspace(self) -> dict[str, Any] | None:
         """The workspace, or None."""
-        return self.find(self.workspace.resource_id, WORKSPACE_API, f"Workspace {self.workspace.name}")
+        try:
+            return self.workspace.properties
+        except NotFoundError:
+            return None
 
     @property
     def has_workspace(self) -> bool:

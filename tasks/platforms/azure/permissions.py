@@ -40,6 +40,12 @@ RUN_ACTIONS = (
     f"{_ML}/onlineEndpoints/deployments/write",
     f"{_ML}/onlineEndpoints/listKeys/action",
 )
+# Of these, what a run asks for only when it has trained.
+LATE_ACTIONS = (
+    f"{_ML}/models/versions/write",
+    f"{_ML}/onlineEndpoints/write",
+    f"{_ML}/onlineEndpoints/deployments/write",
+)
 IDENTITY_ACTION = "Microsoft.ManagedIdentity/userAssignedIdentities/assign/action"
 METRICS_ACTION = "Microsoft.Insights/metrics/read"
 # The role to ask for, by the action; the first pattern that an action matches.

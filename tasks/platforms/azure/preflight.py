@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 from tasks.platforms.azure.build_context import is_defined
+from tasks.platforms.azure.checks_access import missing_rights
+from tasks.platforms.azure.checks_place import check_endpoint_name
 from tasks.platforms.azure.deployments import require_request_time
+from tasks.platforms.azure.facts import Facts
 from tasks.platforms.azure.infrastructure import cluster_name
+from tasks.platforms.azure.permissions import LATE_ACTIONS
 from tasks.platforms.azure.preparation import require_file
+from tasks.platforms.azure.quota import read_needs, require_startable
 from tasks.platforms.azure.sources import is_remote, open_remote, registered_model
-from tasks.platforms.errors import ConfigError, DataError
+from tasks.platforms.errors import (
+    ConfigError,
+    DataError,
+    Failure,
+    PermissionDeniedError,
+    TransientPlatformError,
+)
 from tasks.platforms.local import preflight as local
 from tasks.platforms.local.state import LEAST_FREE_BYTES, Home, project_folder
+from tasks.platforms.refs import Outcome
 
 if TYPE_CHECKING:
     from tasks.config import DataConfig, ModelConfig, PipelineConfig
     from tasks.platforms.azure.client import Workspace
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 def require_runnable(config: PipelineConfig, workspace: Workspace) -> None:
@@ -25,6 +44,7 @@ def require_runnable(config: PipelineConfig, workspace: Workspace) -> None:
         ConfigError, DataError: a value that names what is not there.
         PermissionDeniedError: nobody is signed in, or may not see the workspace.
         NotFoundError: there is no such workspace.
+        QuotaError: a job or a deployment would wait for ever.
     """
     cluster_name(config.compute)
     require_request_time(config.serving)
@@ -38,10 +58,54 @@ def require_runnable(config: PipelineConfig, workspace: Workspace) -> None:
     local.require_chat_port(home, config.endpoint_name, config.chat.port)
     workspace.token("arm")
     _ = workspace.properties
+    _require_startable(config, workspace)
     for key in ("source", "test_source"):
         source = getattr(config.data, key)
         if is_remote(source):
             require_file(open_remote(workspace, source, f"data.{key}"), source)
+
+
+def _require_startable(config: PipelineConfig, workspace: Workspace) -> None:
+    """Refuse what would come out when money is spent: after hours in a queue, or when the model is trained.
+
+    Four looks at once, of which each takes less than half a second; `phiflow doctor` looks at much more.
+    """
+    facts = Facts(config, workspace)
+    checks = [functools.partial(_require_rights, facts), functools.partial(_require_name, facts)]
+    checks += [functools.partial(_require_quota, facts, region, parts) for region, parts in facts.regions.items()]
+    with ThreadPoolExecutor(max_workers=len(checks)) as pool:
+        for look in [pool.submit(check) for check in checks]:
+            look.result()
+
+
+def _require_rights(facts: Facts) -> None:
+    missing = _look("rights", lambda: missing_rights(facts, facts.workspace.resource_id, LATE_ACTIONS))
+    if missing:
+        raise PermissionDeniedError(
+            f"{missing[0]} is not allowed on {facts.workspace.name}, and the run needs it once it has trained.",
+            fix="`phiflow doctor` tells the role and the command that gives it.",
+            failure=Failure.AUTHORISATION,
+        )
+
+
+def _require_name(facts: Facts) -> None:
+    for check in _look("endpoint's name", lambda: list(check_endpoint_name(facts))) or ():
+        if check.outcome == Outcome.FAIL:
+            raise ConfigError(f"endpoint.name: {check.found}.", fix=f"{check.fix}.")
+
+
+def _require_quota(facts: Facts, location: str, parts: tuple[str, ...]) -> None:
+    needs = _look("quota", lambda: read_needs(facts.config, facts.workspace, location, parts))
+    require_startable(needs or (), location)
+
+
+def _look(what: str, look: Callable[[], T]) -> T | None:
+    """What was seen; None for who may not look, and may run all the same."""
+    try:
+        return look()
+    except (PermissionDeniedError, TransientPlatformError) as error:
+        _log.info("Could not look at the %s: %s", what, error.message)
+        return None
 
 
 def _require_source(data: DataConfig) -> None:

@@ -180,14 +180,14 @@ def _serving(config: PipelineConfig, size: Size, usages: Usages, running: Runnin
     each = size.instances_reserved(count) * size.vcpus
     there = sum(1 for name in running.deployments if name.lower() == size.name.lower())
     at_once = 2 + config.rollout.keep_previous
-    reserve = f" (with the service's reserve for {count})" if each > count * size.vcpus else ""
+    reserve = " with the service's reserve" if each > count * size.vcpus else ""
     return Need(
         pool=_pool(usages, size),
         key=size.family,
         now=each,
         later=max(1, at_once - there) * each,
         least=each,
-        why=(f"serving {at_once} deployments x {each}{reserve}",),
+        why=(f"serving {at_once} x {each}{reserve}",),
         deployment=each,
         size=size,
         setting="serving.instance_type",

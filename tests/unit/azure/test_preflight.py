@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tasks.config import AzurePlatformConfig, PipelineConfig
+from tasks.platforms.azure import checks_place
 from tasks.platforms.azure.client import Workspace
 from tasks.platforms.azure.preflight import require_runnable
 from tasks.platforms.errors import ConfigError, DataError, NotFoundError, PermissionDeniedError, PhiflowError
@@ -75,11 +76,16 @@ class Online:
 
     def __init__(self, storage: Any, refusal: PhiflowError | None = None) -> None:
         self.config = AzurePlatformConfig(subscription_id="s", resource_group="g", workspace="w")
+        self.name, self.resource_id = "w", "/subscriptions/s/w"
         self.storage = storage
         self.refusal = refusal
 
     def token(self, scope: str) -> str:
         return "token"
+
+    def send(self, method: str, url: str, **_: Any) -> Any:
+        """Refuse what a role on the workspace alone does not allow: to look at rights and quota."""
+        raise PermissionDeniedError(f"{url} was refused to the caller.")
 
     @property
     def properties(self) -> dict[str, Any]:
@@ -88,8 +94,9 @@ class Online:
         return {"location": "westeurope"}
 
 
-def test_run_that_could_work_is_let_through(tmp_path: Path, storage: Any) -> None:
+def test_run_that_could_work_is_let_through(tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A configuration whose parts are there passes, and what it cannot see yet is left to the run."""
+    monkeypatch.setattr(checks_place, "is_name_taken", lambda name, location: None)
     workspace: Any = Online(storage)
     require_runnable(configured(tmp_path / "home"), workspace)
     storage.write("raw/chats.jsonl", b"{}\n")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tasks.approval import await_approval
 from tasks.config import PipelineConfig
-from tasks.estimate.estimate import RunEstimate, estimate_markdown
+from tasks.estimate.estimate import RunEstimate
 from tasks.estimate.prices import hourly_cost, load_prices
+from tasks.estimate.text import estimate_markdown
 from tasks.lease import EndpointLease
 from tasks.platforms.connect import connect
 from tasks.platforms.refs import DeploymentRef, EndpointStatus, JobSpec

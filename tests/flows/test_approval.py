@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import requests
+from deployed import Prefect, parameters_of
 from journey import Journey, eventually, kill
 
 pytestmark = pytest.mark.journey
@@ -143,3 +144,56 @@ def test_waiter_that_was_killed_is_told_and_asked_again(journey: Journey, waitin
     (told,) = ended(again)
     assert told["state"] == "interrupted"
     assert waiting.runs("killed")[0]["state"]["type"] in ("CRASHED", "CANCELLED")
+
+
+@pytest.mark.slow
+def test_pipeline_waits_before_it_spends_and_before_traffic(journey: Journey, prefect: Prefect) -> None:
+    """A worker's run: refused it submits nothing; cancelled while it waits, or refused, it leaves nothing deployed."""
+    ask = {"approve": ["submit", "traffic"], "approval": {"timeout_seconds": 900}}
+    config = journey.configure("asked")
+    parameters = parameters_of(journey, config)
+    parameters["config"] |= ask
+    refused = prefect.run(parameters)
+    prefect.await_state(refused, "Paused")
+    shown = journey.json("approve", config, "--show")
+    assert shown["question"].startswith("## Submit training job asked-")
+    resume(prefect, refused, answer="refuse", by="maria", reason="too dear")
+    assert prefect.await_state(refused, "Refused", "Completed", "Failed", "Crashed") == "Refused"
+    message = prefect.get(f"/flow_runs/{refused}")["state"]["message"]
+    assert message.endswith("was not submitted: refused by maria: too dear.")
+    assert journey.jobs("asked") == []
+    assert "no job was submitted" in prefect.artifacts(refused)["report"]["data"]
+
+    cancelled = prefect.run(parameters)
+    prefect.await_state(cancelled, "Paused")
+    resume(prefect, cancelled, answer="approve")
+    prefect.await_state(cancelled, "Running")
+    prefect.await_state(cancelled, "Paused")
+    (candidate,) = journey.endpoint("asked")["deployments"]
+    assert journey.endpoint("asked")["traffic"] == {candidate: 0}
+    prefect.post(f"/flow_runs/{cancelled}/set_state", state={"type": "CANCELLING"})
+    assert prefect.await_state(cancelled, "Cancelled", "Completed", "Failed", "Crashed") == "Cancelled"
+    eventually(lambda: not journey.endpoint("asked")["deployments"], 60)
+    assert not journey.endpoint("asked").get("rollout")
+
+    # The job is there: nobody is asked about it again.
+    parameters["config"]["approval"] = {"timeout_seconds": 1, "default": "refuse"}
+    timed_out = prefect.run(parameters)
+    assert prefect.await_state(timed_out, "Refused", "Completed", "Failed", "Crashed") == "Refused"
+    assert "nobody answered within 1 s" in prefect.get(f"/flow_runs/{timed_out}")["state"]["message"]
+    assert journey.endpoint("asked")["deployments"] == {}
+    assert "await_approval" not in "".join(name for name in prefect.task_runs(timed_out) if "submit" in name)
+
+    parameters["config"]["approval"] = {"timeout_seconds": 900}
+    approved = prefect.run(parameters)
+    prefect.await_state(approved, "Paused")
+    told = journey.json("approve", config, "--reason", "answers well")
+    assert "## Sample answers" in told["question"]
+    assert prefect.await_state(approved, "Completed", "Refused", "Failed", "Crashed") == "Completed"
+    assert list(journey.endpoint("asked")["traffic"].values()) == [100]
+    assert len(journey.jobs("asked")) == 1
+
+
+def resume(prefect: Prefect, run_id: str, **answer: Any) -> None:
+    """Send the form of the UI's Resume."""
+    assert prefect.post(f"/flow_runs/{run_id}/resume", run_input=answer)["status"] == "ACCEPT"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,15 +28,9 @@ Set = Callable[..., None]
 
 
 @pytest.fixture
-def cloud(in_azure: EmulatorProcess) -> Iterator[Set]:
-    """Have the cloud be as a document says; as it was again afterwards."""
-
-    def have(path: str, **document: Any) -> None:
-        answer = in_azure.send("PUT", f"/_emulator/{path}", document)
-        assert answer.ok, answer.text
-
-    yield have
-    assert in_azure.send("DELETE", "/_emulator/settings").ok
+def cloud(in_azure: EmulatorProcess) -> Set:
+    """Have the cloud be as a document says, until the test has ended."""
+    return lambda path, **document: in_azure.configure(path, document)
 
 
 def configured(**sections: Any) -> PipelineConfig:

@@ -57,8 +57,8 @@ def check_place(facts: Facts) -> Iterator[Check]:
     unusable = False
     for one in all_at_once(_bound(_RIGHTS, facts)):
         yield one
-        unusable |= one.name == "provider" and one.outcome == Outcome.FAIL
-    if unusable:  # a service that is not registered answers nothing
+        unusable |= one.name in ("provider", "region") and one.outcome == Outcome.FAIL
+    if unusable:  # a service that is not registered answers nothing, and the rest is asked of a region
         return
     wanted = _FOR_BOTH if facts.purpose == "up" else (*_FOR_BOTH, *_FOR_RUN)
     yield from all_at_once([*_bound(wanted, facts), *_remote_data(facts)])

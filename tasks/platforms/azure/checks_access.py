@@ -193,4 +193,4 @@ def _assignment(facts: Facts, role: str, scope: str) -> str:
 
 def _purpose(facts: Facts) -> str:
     up = "phiflow up" if facts.part == "all" else f"phiflow up --part {facts.part}"
-    return up if facts.purpose == "up" else "a run"
+    return up if facts.makes_workspace else "a run"

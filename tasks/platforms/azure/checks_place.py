@@ -14,7 +14,7 @@ from tasks.platforms.azure.checks_quota import CONFIGURATION
 from tasks.platforms.azure.facts import Facts
 from tasks.platforms.azure.resource_names import last_name, resource_names
 from tasks.platforms.azure.resources import Resource
-from tasks.platforms.errors import Failure, PermissionDeniedError, PhiflowError
+from tasks.platforms.errors import ConfigError, Failure, PermissionDeniedError, PhiflowError
 from tasks.platforms.local.checking import failed, passed, warned
 from tasks.platforms.local.state import project_folder
 from tasks.platforms.refs import Check
@@ -37,7 +37,7 @@ _MANIFESTS = ", ".join(
 
 
 def check_workspace(facts: Facts) -> Iterator[Check]:
-    """Whether the workspace is there, for a run."""
+    """Whether the workspace is there, for a run, and which region it is in or would be."""
     if facts.existing_workspace is not None:
         location = facts.existing_workspace.get("location")
         yield passed("workspace", f"{facts.workspace.name} in {location}")
@@ -48,6 +48,10 @@ def check_workspace(facts: Facts) -> Iterator[Check]:
             f"{facts.workspace.name} in {facts.place.resource_group} does not exist{where}",
             f"phiflow up {CONFIGURATION}",
         )
+    try:
+        _ = facts.regions
+    except ConfigError as error:
+        yield failed("region", error.message, error.fix)
 
 
 def check_sizes(facts: Facts) -> Iterator[Check]:

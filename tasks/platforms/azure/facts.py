@@ -93,7 +93,8 @@ class Facts:
         serving = str(there.get("location") or self.place.location)
         training = self.place.location or serving
         if not training:
-            raise ConfigError("platform.location is empty, and nothing exists that says where.", fix="Set it.")
+            message = f"platform.location is empty, and workspace {self.workspace.name} does not exist"
+            raise ConfigError(f"{message}.", fix="--set platform.location=westeurope, or another region.")
         if not self.has_workspace:
             serving = training
         if training == serving:

@@ -49,6 +49,10 @@ def _request(need: Need, workspace: Workspace, location: str) -> Check:
     try:
         state, message = _await_end(workspace, *_begin(need, workspace, location))
     except PhiflowError as error:
+        if "MissingSubscriptionRegistration" in error.message:
+            by_hand = (
+                f"az provider register --namespace Microsoft.Quota --wait, then the same command again; or {by_hand}"
+            )
         return failed("quota request", error.message, by_hand, Failure.QUOTA)
     told = f"{need.pool.name} in {location}: a limit of {number} was"
     if state == "Succeeded":

@@ -16,8 +16,9 @@ from flows.runs import begin_run
 from tasks.chat import publish_connection, serve_chat
 from tasks.config import PipelineConfig, PlatformConfig
 from tasks.config_files import with_absolute_paths
+from tasks.costs import estimate_costs
 from tasks.data import prepare_data
-from tasks.estimate.estimate import estimate_run, require_within_cap
+from tasks.estimate.estimate import require_within_cap
 from tasks.evaluation import compare_with_champion, read_champion
 from tasks.infrastructure import (
     ensure_compute,
@@ -58,9 +59,9 @@ def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]
     base = resolve_base_model(place, config.model, training)
     data = prepare_data(place, config.data, base, training, config.train.max_length)
     spec = training_spec(config, base, data, training, compute)
-    report = RunReport(base_model=base, data=data)
+    estimate = estimate_costs(config, spec)
+    report = RunReport(base_model=base, data=data, estimate=estimate)
     try:
-        estimate = estimate_run(config, base, data)
         require_within_cap(config, estimate)
         approve_submission(config, spec, estimate)
     except GateRefusedError as error:

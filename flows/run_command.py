@@ -63,7 +63,7 @@ def _run(config: PipelineConfig, as_json: bool) -> int:
     from flows.fine_tune_and_deploy import fine_tune_and_deploy
     from flows.runs import error_of, read_steps, run_url
     from flows.show import show_run
-    from tasks.report import RunReport, document
+    from tasks.report import RunReport, document, spent_of
 
     pipeline = fine_tune_and_deploy
     if isinstance(config.platform, AzurePlatformConfig):
@@ -75,13 +75,13 @@ def _run(config: PipelineConfig, as_json: bool) -> int:
     told: dict[str, Any] = {
         "run": {"id": run_id, "url": run_url(run_id), "state": state.name, "message": state.message},
         "steps": read_steps(run_id),
-        **dict.fromkeys(("data", "job", "gate", "model", "endpoint", "chat", "mlflow")),
+        **dict.fromkeys(("data", "job", "gate", "model", "endpoint", "chat", "mlflow", "estimate", "spent")),
     }
     error = error_of(state)
     if error is None:
         report = state.result()
         assert isinstance(report, RunReport)
-        told |= document(report)
+        told |= document(report, spent_of(config.platform, report))
     else:
         told["error"] = error_document(error)
     if as_json:

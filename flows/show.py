@@ -25,6 +25,8 @@ def show_run(told: dict[str, Any], config: PipelineConfig) -> None:
         show_endpoint(told["endpoint"])
     if told["chat"]:
         print(f"  chat      {told['chat']['url']}")
+    for line in told["spent"]["lines"] if told["spent"] else ():
+        print(f"  took      {line}")
     print(f"  Prefect   {told['run']['url']}")
     if told["mlflow"]:
         print(f"  {_tracking_label(told):<9} {told['mlflow']['url']}")

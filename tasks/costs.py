@@ -1,27 +1,24 @@
-"""Stage: what the run may cost, before it spends; and what it took, beside that, once it is over."""
+"""Stage: what the run may cost, before it spends; and what its job took beside that, once it is over."""
 
 from __future__ import annotations
 
 from prefect.cache_policies import NO_CACHE
 
-from tasks.config import PipelineConfig
+from tasks.config import PipelineConfig, PlatformConfig
+from tasks.estimate.actual import Spent, compare
 from tasks.estimate.estimate import RunEstimate, estimate_run
 from tasks.estimate.ranges import dollars, seconds_text
 from tasks.platforms.connect import connect
-from tasks.platforms.refs import EnvironmentRef, JobSpec, JobState
+from tasks.platforms.refs import EnvironmentRef, JobSpec, TrainingResult
 from tasks.step import log, step
+from tasks.training import adoptable_job
 
 
 @step(cache_policy=NO_CACHE)
-def estimate_costs(config: PipelineConfig, spec: JobSpec, environments: tuple[EnvironmentRef, ...]) -> RunEstimate:
+def estimate_costs(config: PipelineConfig, spec: JobSpec) -> RunEstimate:
     """Estimate the run that would submit this job, or adopt the one with its content."""
-    platform = connect(config.platform)
-    job = platform.latest_job(spec.key)
-    state = platform.read_job(job).state if job else None
-    exists = state is not None and (state == JobState.COMPLETED or not state.ended)
-    estimate = estimate_run(
-        config, spec.model, spec.data, job_exists=exists, num_new_images=num_new_images(environments)
-    )
+    adopted = adoptable_job(connect(config.platform), spec) is not None
+    estimate = estimate_run(config, spec.model, spec.data, job_exists=adopted)
     cost = "unknown" if estimate.dollars is None else dollars(estimate.dollars)
     log().info("Estimated time=%s cost=%s", seconds_text(estimate.seconds), cost)
     for warning in estimate.warnings:
@@ -29,8 +26,13 @@ def estimate_costs(config: PipelineConfig, spec: JobSpec, environments: tuple[En
     return estimate
 
 
+def read_spent(place: PlatformConfig, estimate: RunEstimate, result: TrainingResult) -> Spent:
+    """What the training job took, as its own result and events say, beside the estimate."""
+    platform = connect(place)
+    details, events = platform.read_job_result(result.job), platform.read_events(result.job)
+    return compare(estimate, details, events, adopted=result.job.origin.reused)
+
+
 def num_new_images(environments: tuple[EnvironmentRef, ...]) -> int:
     """How many of them the service has yet to build an image of."""
-    return sum(
-        environment.location.startswith("azureml:") and not environment.origin.reused for environment in environments
-    )
+    return sum(ref.location.startswith("azureml:") and not ref.origin.reused for ref in environments)

@@ -10,6 +10,10 @@ from prefect.artifacts import create_image_artifact, create_link_artifact, creat
 from prefect.cache_policies import NO_CACHE
 
 from tasks.config import PlatformConfig
+from tasks.costs import read_spent
+from tasks.estimate.actual import Spent, spent_document, spent_table
+from tasks.estimate.documents import estimate_document
+from tasks.estimate.estimate import RunEstimate, estimate_markdown
 from tasks.evaluation import summary
 from tasks.platforms.connect import connect
 from tasks.platforms.refs import (
@@ -42,6 +46,7 @@ class RunReport:
     model: ModelVersion | None = None
     endpoint: EndpointStatus | None = None
     chat: ChatService | None = None
+    estimate: RunEstimate | None = None
 
 
 def tracking_url(place: PlatformConfig) -> str:
@@ -53,7 +58,8 @@ def tracking_url(place: PlatformConfig) -> str:
 def publish_report(place: PlatformConfig, report: RunReport) -> None:
     """Put the report, the loss curve and the links into the Prefect UI."""
     details = connect(place).read_job_result(report.result.job) if report.result else {}
-    create_markdown_artifact(markdown(report, details), key="report", description=report.reason)
+    spent = spent_of(place, report)
+    create_markdown_artifact(markdown(report, details, spent), key="report", description=report.reason)
     if details:
         curve = svg_data_uri(details["loss_curve"])
         create_image_artifact(curve, key="loss-curve", description="Training loss by step")
@@ -62,7 +68,12 @@ def publish_report(place: PlatformConfig, report: RunReport) -> None:
         create_link_artifact(report.chat.url, link_text="Chat app", key="chat")
 
 
-def markdown(report: RunReport, details: dict[str, Any]) -> str:
+def spent_of(place: PlatformConfig, report: RunReport) -> Spent | None:
+    """What the run's training job took beside what was estimated; None where there is no job, or no estimate."""
+    return read_spent(place, report.estimate, report.result) if report.result and report.estimate else None
+
+
+def markdown(report: RunReport, details: dict[str, Any], spent: Spent | None = None) -> str:
     """The report as a page."""
     trained = (
         f"`{report.base_model.base}` on {report.data.num_train} conversations, tested on {report.data.num_test} "
@@ -70,13 +81,16 @@ def markdown(report: RunReport, details: dict[str, Any]) -> str:
     )
     lines = [f"# {report.outcome}", report.reason, "## What was trained on what"]
     if report.result is None:
-        return "\n\n".join([*lines, f"Nothing: no job was submitted. It would have been {trained}."])
+        lines.append(f"Nothing: no job was submitted. It would have been {trained}.")
+        return "\n\n".join([*lines, *(["## Estimate", estimate_markdown(report.estimate)] if report.estimate else [])])
     lines += [f"{trained}, job [{report.result.job.name}]({report.result.job.url}).", comparison(report)]
     lines.append(f"![Training loss by step]({svg_data_uri(details['loss_curve'])})")
     if report.model:
         lines += ["## Model", f"`{report.model.name}` version {report.model.version}, `{report.model.digest[:12]}`"]
     if report.endpoint:
         lines += ["## Traffic", *(f"- {line}" for line in report.endpoint.history[-10:])]
+    if spent:
+        lines += ["## Estimated and actual", spent_table(spent)]
     return "\n\n".join([*_join_tables(lines), sample_answers(details)])
 
 
@@ -152,7 +166,7 @@ def svg_data_uri(points: list[list[float]]) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
-def document(report: RunReport) -> dict[str, Any]:
+def document(report: RunReport, spent: Spent | None = None) -> dict[str, Any]:
     """What `phiflow run --json` says beside the run and its steps."""
     result, gate = report.result, report.gate
     job = result and {
@@ -174,4 +188,6 @@ def document(report: RunReport) -> dict[str, Any]:
         "endpoint": endpoint_document(report.endpoint),
         "chat": {"url": report.chat.url} if report.chat else None,
         "mlflow": {"url": report.tracking_url} if report.tracking_url else None,
+        "estimate": estimate_document(report.estimate) if report.estimate else None,
+        "spent": spent_document(spent) if spent else None,
     }

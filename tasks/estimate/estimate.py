@@ -44,22 +44,25 @@ class RunEstimate:
 
     Args:
         work: of the data; of a thousand conversations where `work.is_stand_in`.
-        stages: in order; those that an adopted job has behind it take nothing.
+        stages: in order; those that an adopted job has behind it are left out.
+        job_stages: what the training job does, adopted or not.
         seconds: from its start to an answering chat app.
         dollars: once, for this run; None where a size has no price.
         bills: what goes on billing after the run.
+        job_dollars_an_hour: of the training job's nodes.
         unpriced: sizes that no table has a price of.
-        num_steps, train_seconds: of the training alone, for comparing with what it took.
     """
 
     shape: ModelShape | None
     work: Work | None
     memory: MemoryNeed | None
     stages: tuple[PricedStage, ...]
+    job_stages: tuple[PricedStage, ...]
     seconds: Range
     dollars: Range | None
     bills: tuple[Bill, ...]
     prices: str
+    job_dollars_an_hour: float | None
     unpriced: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
@@ -73,9 +76,15 @@ class RunEstimate:
         return None if None in hourly else sum(hour for hour in hourly if hour is not None)
 
     @property
-    def train_seconds(self) -> Range | None:
-        """Of the optimizer steps alone."""
-        return next((stage.seconds for stage in self.stages if stage.name == "train"), None)
+    def job_seconds(self) -> Range:
+        """Of the training job, from its trainer's start to its end."""
+        return sum((stage.seconds for stage in self.job_stages), start=NOTHING)
+
+    @property
+    def job_dollars(self) -> Range | None:
+        """Of that; None where its size has no price."""
+        hourly = self.job_dollars_an_hour
+        return None if hourly is None else self.job_seconds.times(hourly / 3600)
 
 
 def estimate_run(
@@ -104,25 +113,26 @@ def estimate_run(
     hardware = training_hardware(config, machine, shape.num_parameters if shape else 0)
     is_packed, context = packs(config, hardware), shape.context_tokens if shape else 0
     work = measure_work(config, data, context, is_packed) if data else stand_in_work(config, context, is_packed)
-    planned = [
-        *before_job(config, num_new_images),
-        *job_stages(config, shape, None if work.is_stand_in else work, hardware),
-        *after_job(config),
-    ]
+    job = job_stages(config, shape, None if work.is_stand_in else work, hardware)
+    planned = [*before_job(config, num_new_images), *job, *after_job(config)]
     priced, unpriced = _priced(config, prices, _left(planned, job_exists))
+    priced_job, _ = _priced(config, prices, job)
+    hourly = machine.hourly(config.compute.tier)
     return RunEstimate(
         shape=shape,
         work=work,
         memory=estimate_memory(config, shape, work, hardware) if shape and hardware else None,
         stages=tuple(priced),
+        job_stages=tuple(priced_job),
         seconds=sum((stage.seconds for stage in priced), start=NOTHING),
         dollars=None if unpriced else sum((stage.dollars for stage in priced if stage.dollars), start=NOTHING),
         bills=bills_after(config, shape, prices),
         prices=prices.about() if config.is_remote else "nothing on this machine costs",
+        job_dollars_an_hour=_per_job(config, hourly),
         unpriced=unpriced,
         unknown=_unknown(config, shape, hardware, work),
         assumptions=_assumptions(config, hardware),
-        warnings=_warnings(config, prices, hardware, priced),
+        warnings=_warnings(config, prices, hardware, priced_job),
         job_exists=job_exists,
     )
 
@@ -170,6 +180,12 @@ def job_timeout_seconds(config: PipelineConfig) -> int:
     if not hourly:
         return limit
     return max(60, min(limit, int(cap / (hourly * config.compute.num_nodes) * 3600)))
+
+
+def _per_job(config: PipelineConfig, hourly: float | None) -> float | None:
+    if not config.is_remote:
+        return 0.0
+    return None if hourly is None else hourly * config.compute.num_nodes
 
 
 def _left(planned: list[Stage], job_exists: bool) -> list[Stage]:
@@ -236,7 +252,7 @@ def _assumptions(config: PipelineConfig, hardware: Hardware | None) -> tuple[str
 
 
 def _warnings(
-    config: PipelineConfig, prices: Prices, hardware: Hardware | None, priced: list[PricedStage]
+    config: PipelineConfig, prices: Prices, hardware: Hardware | None, job: list[PricedStage]
 ) -> tuple[str, ...]:
     told = [hardware.warning] if hardware and hardware.warning else []
     if not config.is_remote:
@@ -244,17 +260,10 @@ def _warnings(
     assert config.platform.kind == "azure"
     told += prices.warnings(config.platform.location)
     limit = job_timeout_seconds(config)
-    job = sum((stage.seconds for stage in priced if stage.name in _IN_JOB), start=NOTHING)
-    if job.high > limit:
+    if sum(stage.seconds.high for stage in job) > limit:
         by = "compute.timeout_seconds" if limit == config.compute.timeout_seconds else "cost.max_run"
         told.append(f"The job may be ended by {by}, after {limit} s; the next attempt starts from its last checkpoint.")
     return tuple(told)
-
-
-_IN_JOB = (
-    *("load", "score the base model", "train", "evaluate meanwhile", "write checkpoints", "score the result"),
-    "package",
-)
 
 
 __all__ = ["RunEstimate", "estimate_markdown", "estimate_run", "job_timeout_seconds", "require_within_cap"]

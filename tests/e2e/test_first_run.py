@@ -15,7 +15,8 @@ from journey import Journey, Served
 pytestmark = pytest.mark.journey
 
 STEPS = [
-    *("ensure_environment-training", "ensure_compute", "resolve_base_model", "prepare_data", "submit_training"),
+    *("ensure_environment-training", "ensure_compute", "resolve_base_model", "prepare_data", "estimate_costs"),
+    "submit_training",
     *("ensure_environment-serving-cpu", "ensure_environment-promptflow", "await_training", "ensure_endpoint"),
     *("read_champion", "compare_with_champion", "register_model", "read_traffic", "deploy", "probe_deployment"),
     *("shift_traffic", "retire_deployments", "publish_connection", "serve_chat", "publish_report"),

@@ -43,6 +43,16 @@ class Workbench:
         assert answer.ok, answer.text
         return f"{W}/computes/{name}"
 
+    def put(self, path: str, body: dict[str, Any]) -> None:
+        """PUT a resource of the workspace, by its path with its api-version."""
+        answer = self.emulator.send("PUT", f"{W}/{path}", body)
+        assert answer.ok, answer.text
+
+    def age(self, resource_id: str, hours: float) -> None:
+        """Make a resource older."""
+        answer = self.emulator.send("PUT", "/_emulator/age", {"id": resource_id, "hours": hours})
+        assert answer.status_code == 204, answer.text
+
     def write(self, path: str, content: str) -> str:
         """Write a blob of the default datastore, and return its URI."""
         self.blobs.get_blob_client(self._container, path).upload_blob(content.encode(), overwrite=True)

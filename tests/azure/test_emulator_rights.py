@@ -93,7 +93,7 @@ def test_every_request_has_the_action_that_azure_names(method: str, path: str, a
 
 @pytest.mark.parametrize(
     "path",
-    [S, f"{S}/locations", f"{L}/mfeOperationsStatus/x", f"{G}/{AUTHORIZATION}/permissions"],
+    [S, f"{S}/locations", f"{S}/operationresults/x", f"{L}/mfeOperationsStatus/x", f"{G}/{AUTHORIZATION}/permissions"],
 )
 def test_some_questions_need_no_role(path: str) -> None:
     """The states of operations, one's own permissions, and the subscription that one has a role somewhere in."""

@@ -28,8 +28,8 @@ class Asked:
 def asked_of(method: str, path: str) -> Asked | None:
     """What a request below /subscriptions/{id} asks for; None when whoever may sign in may ask.
 
-    Those are the states of operations, one's own permissions, and the subscription itself, which everybody sees who
-    has a role anywhere in it.
+    Those are the states of operations, one's own permissions, and what everybody is told who has a role anywhere in the
+    subscription: the subscription itself, its regions, and its groups and resources as lists.
     """
     path = path.rstrip("/")
     if path.lower().endswith("/providers/microsoft.authorization/permissions"):
@@ -58,7 +58,7 @@ def _of_resources(method: str, path: str) -> Asked | None:
     lower = [part.lower() for part in rest]
     scope = f"/subscriptions/{subscription}"
     verb = _VERBS.get(method, "action")
-    if not rest or lower in (["locations"], ["resourcegroups"], ["resources"]):
+    if not rest or lower in (["locations"], ["resourcegroups"], ["resources"]) or _OPERATION.search(rest[0]):
         return None
     if lower[0] != "resourcegroups":
         return Asked(f"{_SUBSCRIPTIONS}/{rest[0]}/{verb}", scope)

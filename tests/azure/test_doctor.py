@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -28,9 +29,19 @@ Set = Callable[..., None]
 
 
 @pytest.fixture
-def cloud(in_azure: EmulatorProcess) -> Set:
+def cloud(in_azure: EmulatorProcess) -> Iterator[Set]:
     """Have the cloud be as a document says, until the test has ended."""
-    return lambda path, **document: in_azure.configure(path, document)
+    signed_in_otherwise = []
+
+    def have(path: str, **document: Any) -> None:
+        in_azure.configure(path, document)
+        if path == "sign-in" or "tenant" in document:
+            signed_in_otherwise.append(path)
+            kept.cache_clear()  # with its tokens
+
+    yield have
+    if signed_in_otherwise:
+        kept.cache_clear()
 
 
 def configured(**sections: Any) -> PipelineConfig:
@@ -51,14 +62,14 @@ def configured(**sections: Any) -> PipelineConfig:
 
 
 def examined(config: PipelineConfig, purpose: Any = "run", part: Any = "all") -> list[Check]:
-    """What a process that has just begun finds in Azure."""
-    return list(check_place(Facts(config, opened(config), purpose, part)))
+    """What is found in Azure."""
+    return list(check_place(Facts(config, kept(config.platform), purpose, part)))
 
 
-def opened(config: PipelineConfig) -> Workspace:
-    """A workspace of which nothing was read yet."""
-    assert config.platform.kind == "azure"
-    return Workspace(config.platform)
+@functools.cache
+def kept(place: Any) -> Workspace:
+    """The workspace of one place: its connections, each of which reads all certificates, serve the next test too."""
+    return Workspace(place)
 
 
 def failures(found: list[Check]) -> list[Check]:
@@ -80,7 +91,7 @@ def requests_that_make(emulator: EmulatorProcess) -> list[str]:
 def test_healthy_place_has_no_failure(cloud: Set, in_azure: EmulatorProcess) -> None:
     """All that a run needs is there; the checks are told cause first, and nothing is made by looking."""
     config = configured()
-    found = list(run_checks(config, opened(config)))
+    found = list(run_checks(config, kept(config.platform)))
     assert failures(found) == []
     names = [check.name for check in found]
     order = ["network", "clock", "login", "tenant", "subscription", "providers", "workspace", "rights", "size", "quota"]
@@ -192,7 +203,7 @@ def test_trouble_is_found_in_one_line_with_its_command(trouble: str, cloud: Set,
 def test_no_network_is_told_and_nothing_else_asked(cloud: Set) -> None:
     """Where Resource Manager cannot be reached, nobody is asked to sign in."""
     config = configured()
-    workspace = opened(config)
+    workspace = Workspace(config.platform)  # type: ignore[arg-type]
     workspace.__dict__["resource_manager"] = "https://127.0.0.1:9"
     found = list(check_place(Facts(config, workspace)))
     assert [check.name for check in failures(found)] == ["network"]
@@ -215,7 +226,7 @@ def test_quota_is_asked_for_and_granted(cloud: Set) -> None:
     """`--request-quota` asks for what is missing and follows the request to its end; then the check passes."""
     cloud("quota/StandardNCADSA100v4Family", limit=0)
     config = configured(compute={"size": GPU}, platform={"poll_seconds": 0.1})
-    (asked,) = request_quota(config, opened(config))
+    (asked,) = request_quota(config, kept(config.platform))
     assert (asked.outcome, asked.found.endswith("a limit of 24 was granted")) == (Outcome.PASS, True), asked
     assert failures(examined(config)) == []
     assert list(request_quota(config, Workspace(config.platform))) == []  # type: ignore[arg-type]
@@ -226,7 +237,7 @@ def test_quota_that_is_refused_names_page_and_number(cloud: Set) -> None:
     cloud("quota/StandardNCADSA100v4Family", limit=0)
     cloud("quota-requests", result="Failed", message="Please contact support.")
     config = configured(compute={"size": GPU}, platform={"poll_seconds": 0.1})
-    (asked,) = request_quota(config, opened(config))
+    (asked,) = request_quota(config, kept(config.platform))
     assert asked.outcome == Outcome.FAIL and "refused: Please contact support." in asked.found
     assert asked.fix.startswith(
         "Ask for a limit of 24 for Standard NCADSA100v4 Family Cluster Dedicated vCPUs in westeu"
@@ -258,16 +269,16 @@ def test_run_is_refused_for_what_no_wait_can_mend(cloud: Set) -> None:
     config = configured()
     cloud("quota/standardESv3Family", limit=8)
     with pytest.raises(QuotaError, match="the limit is 8, and 16 vCPUs are needed at once"):
-        require_runnable(config, opened(config))
+        require_runnable(config, kept(config.platform))
     cloud("quota/standardESv3Family", limit=24)
-    require_runnable(config, opened(config))
+    require_runnable(config, kept(config.platform))
     cloud("endpoint-names/doctored-taken")
     taken = configured(endpoint={"name": "doctored-taken"})
     with pytest.raises(ConfigError, match="taken in westeurope by somebody else"):
-        require_runnable(taken, opened(taken))
+        require_runnable(taken, kept(taken.platform))
     cloud("caller", **READER)
     with pytest.raises(PermissionDeniedError, match="is not allowed on"):
-        require_runnable(config, opened(config))
+        require_runnable(config, kept(config.platform))
 
 
 def test_command_tells_and_ends_with_4(cloud: Set, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,18 +10,17 @@ def what_bills(config: PipelineConfig) -> list[str]:
     place = config.platform
     if place.kind == "local":
         return []
-    where = f"--resource-group {place.resource_group} --workspace-name {place.workspace}"
     serving, compute = config.serving, config.compute
     nodes = f"{serving.instance_count} x {serving.instance_type}"
     kept = f" ({config.rollout.keep_previous} kept for roll-back)" if config.rollout.keep_previous else ""
     lines = [
-        f"Each deployment{kept} bills {nodes} by the hour, used or not. To end that: "
-        f"az ml online-endpoint delete --yes --name {config.endpoint_name} {where}"
+        f"Each deployment{kept} on endpoint {config.endpoint_name} bills {nodes} by the hour, used or not. "
+        "To end that, for the configuration last run: phiflow down --scope endpoint"
     ]
     if compute.min_instances:
         lines.append(
             f"The cluster keeps {compute.min_instances} node(s) of {compute.size} and bills them; "
-            "compute.min_instances 0 lets all go."
+            "to end that: phiflow down --scope compute"
         )
     else:
         lines.append(f"The cluster's nodes go, and their bill with them, {compute.idle_seconds} s after the last job.")

@@ -131,7 +131,7 @@ def test_cancelled_run_cancels_its_job(azure: AzureJourney, deployed: Deployed) 
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130, errors
     assert "phiflow cancel" in errors
-    assert "az ml online-endpoint delete" in errors
+    assert "phiflow down --scope endpoint" in errors
     eventually(lambda: not azure.json("status", config)["jobs"], 60)
 
 

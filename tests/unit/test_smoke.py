@@ -76,8 +76,7 @@ def test_failed_steps_are_torn_down_and_told_without_the_subscription(
 def test_what_bills_is_said_with_how_to_end_it() -> None:
     """Endpoint and cluster are named with the command or the rule that ends the bill; nothing bills here."""
     endpoint, cluster = what_bills(configuration(size="Standard_E16s_v3"))
-    assert "az ml online-endpoint delete" in endpoint
-    assert "--resource-group g --workspace-name w" in endpoint
+    assert "phiflow down --scope endpoint" in endpoint
     assert "300 s after the last job" in cluster
     assert "keeps 1 node" in what_bills(configuration(size="Standard_E16s_v3", min_instances=1))[1]
     assert what_bills(build_config({"name": "here", "data": {"source": "d.jsonl"}}, "test")) == []

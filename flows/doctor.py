@@ -24,10 +24,9 @@ def examine(path: Path | None, overrides: list[str] | None, as_json: bool) -> in
     config, _ = open_configuration(path, overrides)
     checks = []
     for check in _checks(config):
-        named = replace(check, fix=check.fix.replace("CONFIG", str(path)))
-        checks.append(named)
+        checks.append(naming(check, path))
         if not as_json:
-            show_check(named)
+            show_check(checks[-1])
     num_failed = sum(check.outcome == Outcome.FAIL for check in checks)
     if as_json:
         print(as_json_text({"checks": [asdict(check) for check in checks], "failed": num_failed}))
@@ -36,6 +35,11 @@ def examine(path: Path | None, overrides: list[str] | None, as_json: bool) -> in
     else:
         print("Nothing failed.")
     return EXIT_PLATFORM if num_failed else 0
+
+
+def naming(check: Check, path: Path) -> Check:
+    """The check with the configuration's path in its command, which knows it as CONFIG."""
+    return replace(check, fix=check.fix.replace("CONFIG", str(path)))
 
 
 def _checks(config: PipelineConfig) -> Iterator[Check]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from flows.command import as_json_text, default_configuration, error_document, open_configuration, remember_run
+from flows.doctor import naming
 from tasks.platforms.connect import provisioning, run_checks
 from tasks.platforms.errors import EXIT_PLATFORM, ConfigError, PhiflowError
 from tasks.platforms.refs import Check, Outcome, ResourceChange
@@ -83,7 +84,8 @@ def _request_quota(command: _Command) -> None:
 def _failed_checks(command: _Command) -> list[Check]:
     """Look at everything that can be seen to go wrong; all that fails is told, not the first alone."""
     checks = []
-    for check in run_checks(command.config, "up", command.part):
+    for found in run_checks(command.config, "up", command.part):
+        check = naming(found, command.path)
         checks.append(check)
         if check.outcome != Outcome.PASS:
             word = "error" if check.outcome == Outcome.FAIL else "warning"

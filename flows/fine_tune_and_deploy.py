@@ -25,6 +25,7 @@ from tasks.infrastructure import (
     ensure_environment,
     resolve_base_model,
 )
+from tasks.job_spec import training_spec
 from tasks.lease import endpoint_lease
 from tasks.platforms.errors import GateRefusedError
 from tasks.questions import approve_submission, approve_traffic
@@ -40,7 +41,7 @@ from tasks.rollout import (
     retire_deployments,
     shift_traffic,
 )
-from tasks.training import finish_training, submit_training, training_spec
+from tasks.training import finish_training, submit_training
 
 
 @flow(

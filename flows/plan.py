@@ -93,16 +93,9 @@ def make_plan(config: PipelineConfig, origins: dict[str, str], *, refresh_prices
 
 
 def _estimate(config: PipelineConfig, found: Survey) -> RunEstimate:
-    from tasks.costs import num_new_images
-
-    looked_at = config.is_remote and len(found.environments) > 0
-    return estimate_run(
-        config,
-        found.base,
-        found.data,
-        job_exists=found.job_exists,
-        num_new_images=num_new_images(tuple(found.environments.values())) if looked_at else None,
-    )
+    images = [not ref.origin.reused for ref in found.environments.values() if ref.location.startswith("azureml:")]
+    new = sum(images) if images else None
+    return estimate_run(config, found.base, found.data, job_exists=found.job_exists, num_new_images=new)
 
 
 def _refresh(config: PipelineConfig) -> str:

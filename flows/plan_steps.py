@@ -60,9 +60,7 @@ def _environments(config: PipelineConfig, found: Survey) -> list[PlanStep]:
     for name in dict.fromkeys(names):
         environment = found.environments.get(name)
         if environment is not None:
-            label = (
-                environment.location.removeprefix("azureml:") if config.is_remote else f"{name} {environment.version}"
-            )
+            label = f"{name} {environment.version[:16]}"
             told.append(_of("environment", label, environment.origin))
         elif name in found.not_looked_up or (config.is_remote and name != config.environment.chat):
             told.append(_step("environment", UNKNOWN, name, _why_not(found, name)))

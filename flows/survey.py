@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tasks.config import LocalPlatformConfig, PipelineConfig
+from tasks.job_spec import training_spec
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import (
     EnvironmentBuildError,
@@ -118,8 +119,6 @@ def _look_at_data(config: PipelineConfig, platform: Platform, training: Environm
 
 
 def _look_at_job(config: PipelineConfig, platform: Platform, found: Survey) -> None:
-    from tasks.training import training_spec
-
     training = found.environments.get(config.environment.training)
     if found.base is None or found.data is None or training is None or found.compute is None:
         return

@@ -9,7 +9,7 @@ from tasks.estimate.actual import Spent, compare
 from tasks.estimate.estimate import RunEstimate, estimate_run
 from tasks.estimate.ranges import dollars, seconds_text
 from tasks.platforms.connect import connect
-from tasks.platforms.refs import EnvironmentRef, JobSpec, TrainingResult
+from tasks.platforms.refs import JobSpec, TrainingResult
 from tasks.step import log, step
 from tasks.training import adoptable_job
 
@@ -31,8 +31,3 @@ def read_spent(place: PlatformConfig, estimate: RunEstimate, result: TrainingRes
     platform = connect(place)
     details, events = platform.read_job_result(result.job), platform.read_events(result.job)
     return compare(estimate, details, events, adopted=result.job.origin.reused)
-
-
-def num_new_images(environments: tuple[EnvironmentRef, ...]) -> int:
-    """How many of them the service has yet to build an image of."""
-    return sum(ref.location.startswith("azureml:") and not ref.origin.reused for ref in environments)

@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from tasks.config import GateConfig, PlatformConfig
+from tasks.job_spec import trainer_digest
 from tasks.job_wait import finish_job
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import NotFoundError
@@ -30,7 +31,6 @@ from tasks.platforms.refs import (
     TrainingResult,
 )
 from tasks.step import log, step
-from tasks.training import trainer_digest
 
 _EVALUATION_KEYS = ("max_length", "per_device_eval_batch_size", "num_eval_generations", "max_new_tokens_eval")
 _EVALUATION_CODE = ("evaluate.py", "chat_template.py", "chats.py", "encoding.py", "model.py")

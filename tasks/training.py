@@ -5,27 +5,18 @@ What the platform interrupts is followed by the next attempt, as often as `compu
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
 
-import trainer
-from tasks.config import PipelineConfig, PlatformConfig
-from tasks.estimate.estimate import job_timeout_seconds
+from tasks.config import PlatformConfig
 from tasks.job_wait import await_job, next_attempt_line
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import JobInterruptedError
 from tasks.platforms.port import Platform
 from tasks.platforms.refs import (
-    BaseModelRef,
-    ComputeRef,
-    DataManifest,
-    EnvironmentRef,
-    JobKind,
     JobRef,
     JobSpec,
     JobState,
@@ -34,40 +25,8 @@ from tasks.platforms.refs import (
     TrainingResult,
 )
 from tasks.step import log, step
-from trainer.files import sha256_file
 
 PAGES = {"local": "MLflow", "azure": "Azure Machine Learning studio"}
-
-
-def trainer_digest() -> dict[str, str]:
-    """The digest of each source file that decides what a training job does."""
-    folder = Path(trainer.__file__).parent
-    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(folder.rglob("*.py"))}
-
-
-def training_spec(
-    config: PipelineConfig,
-    base: BaseModelRef,
-    data: DataManifest,
-    environment: EnvironmentRef,
-    compute: ComputeRef,
-) -> JobSpec:
-    """Everything the training job's result depends on, and its limits."""
-    return JobSpec(
-        kind=JobKind.TRAINING,
-        run_name=config.name,
-        code_digest=json.dumps(trainer_digest(), sort_keys=True),
-        settings=json.dumps(config.train.to_dict(), sort_keys=True),
-        model=base,
-        data=data,
-        environment=environment,
-        compute=compute,
-        num_nodes=config.compute.num_nodes,
-        processes_per_node=config.compute.processes_per_node,
-        shm_size=config.compute.shm_size,
-        timeout_seconds=job_timeout_seconds(config),
-        max_attempts=config.compute.max_attempts,
-    )
 
 
 @step()

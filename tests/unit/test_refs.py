@@ -13,11 +13,11 @@ from fakes import MADE, data_manifest, job_spec, model_version, training_result
 from prefect.serializers import CompressedJSONSerializer, JSONSerializer, PickleSerializer
 from pydantic import TypeAdapter
 
-from tasks import training
+from tasks import job_spec as job_spec_module
 from tasks.config import ModelConfig, PipelineConfig
+from tasks.job_spec import trainer_digest, training_spec
 from tasks.platforms import errors, refs
 from tasks.platforms.refs import JobKind, JobSpec, TrafficSplit
-from tasks.training import trainer_digest, training_spec
 from trainer.config import TrainConfig
 
 ENDED = {"completed", "failed", "cancelled"}
@@ -109,7 +109,7 @@ def test_trainer_digest_follows_its_source(tmp_path: Any, monkeypatch: pytest.Mo
     (package / "data").mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "data" / "shapes.py").write_text("A = 1\n")
-    monkeypatch.setattr(training.trainer, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(job_spec_module.trainer, "__file__", str(package / "__init__.py"))
     before = trainer_digest()
     assert sorted(before) == ["__init__.py", "data/shapes.py"]
     (package / "notes.txt").write_text("x")

@@ -182,7 +182,7 @@ def test_effective_permissions_are_the_roles_at_the_scope_and_above(cloud: Emula
     assert actions(S) == ["*/read"]
     assert actions(G) == ["*/read", "*"]
     assert actions(W) == ["*/read", "*", scientist]
-    assert actions(f"{G}-other") == ["*/read"]
+    assert actions(f"{W}-other") == ["*/read", "*"]
     taken = found(cloud, f"{G}/{AUTHORIZATION}/permissions")[1]["notActions"]
     assert "Microsoft.Authorization/*/Write" in taken
 

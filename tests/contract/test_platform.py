@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from tasks.config import ComputeConfig, ServingConfig
+from tasks.config_files import build_config
 from tasks.platforms.errors import ConflictError, NotFoundError
 from tasks.platforms.port import Platform
-from tasks.platforms.refs import DeploymentRef, RolloutRecord
+from tasks.platforms.refs import DeploymentRef, Leftover, LeftoverKind, RolloutRecord
 from tests.contract.places import NAME, Place
 
 SERVING = ServingConfig()
@@ -336,3 +337,32 @@ def test_nothing_is_found_in_an_empty_place(platform: Platform) -> None:
     assert platform.find_jobs("support") == ()
     assert platform.latest_job("support-0123456789abcdef") is None
     assert platform.read_chat(NAME) is None
+
+
+def test_leftovers_are_what_nobody_uses(platform: Platform, deploy: Callable[..., DeploymentRef]) -> None:
+    """What has had no traffic for the soak is found and deleted; what serves, or may be rolled back to, is not."""
+    unused, before, serving = (deploy(number).name for number in ("11", "12", "13"))
+    platform.set_traffic(NAME, {before: 100}, "test")
+    platform.set_traffic(NAME, {serving: 100}, "test")
+    values = {"name": NAME, "data": {"source": "chats.jsonl"}, "retention": {"soak_hours": 0}}
+    config = build_config(values, "test")
+
+    def found() -> dict[str, Leftover]:
+        leftovers = platform.find_leftovers(config)
+        return {one.location: one for one in leftovers if one.kind == LeftoverKind.DEPLOYMENT}
+
+    leftovers = found()
+    assert f"{NAME}/{unused}" in leftovers
+    assert not {f"{NAME}/{before}", f"{NAME}/{serving}"} & set(leftovers)
+    with platform.lease_endpoint(NAME, "a run", 1):
+        assert not [location for location in found() if location.startswith(f"{NAME}/")]
+    leftover = leftovers[f"{NAME}/{unused}"]
+    with pytest.raises(ConflictError, match=f"{serving}.* takes 100 %"):
+        platform.remove_leftover(replace(leftover, location=f"{NAME}/{serving}"))
+    platform.remove_leftover(leftover)
+    platform.remove_leftover(leftover)
+    status = platform.read_endpoint(NAME)
+    assert status is not None
+    names = {deployment.name for deployment in status.deployments}
+    assert unused not in names
+    assert {before, serving} <= names

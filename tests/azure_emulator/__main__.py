@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--log", required=True, help="file that gets a line of JSON for each exchange")
     parser.add_argument("--ready", required=True, help="file that is written when it listens")
     parser.add_argument("--port", type=int, default=0, help="0: a free one, kept with the state")
+    parser.add_argument("--empty", action="store_true", help="begin with a subscription that has nothing in it")
     parser.add_argument("--home", default=os.environ.get("PHIFLOW_HOME") or ".phiflow", help="has built environments")
     parser.add_argument("--monitor-lag", type=float, default=3.0, help="seconds until metrics show a request")
     parser.add_argument("--server-source", default="", help="folder with a stand-in for deployments/server")

@@ -29,17 +29,20 @@ class Certificates:
 def ensure_certificates(folder: Path, names: list[str]) -> Certificates:
     """Make the files once a state folder; clients of an emulator that was started again still trust it."""
     files = Certificates(folder / "server.pem", folder / "server.key", folder / "authorities.pem")
-    if not _is_fresh(files):
+    if not _is_fresh(files, names):
         folder.mkdir(parents=True, exist_ok=True)
         _make(files, names)
     return files
 
 
-def _is_fresh(files: Certificates) -> bool:
+def _is_fresh(files: Certificates, names: list[str]) -> bool:
     if not all(file.exists() for file in (files.certificate, files.key, files.authorities)):
         return False
-    ends = x509.load_pem_x509_certificate(files.certificate.read_bytes()).not_valid_after_utc
-    return ends - datetime.datetime.now(datetime.UTC) > datetime.timedelta(days=7)
+    certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+    alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    if not set(names) <= set(alternatives.get_values_for_type(x509.DNSName)):
+        return False
+    return certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC) > datetime.timedelta(days=7)
 
 
 def _make(files: Certificates, names: list[str]) -> None:

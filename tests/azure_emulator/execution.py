@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _PROJECT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 0.1
+_PATIENCE_SECONDS = 30.0
 # How long the service takes for each state that is over at once here.
 PHASE_SECONDS = 0.2
 _WITH_NODES = ("Preparing", "Running", "Finalizing", "CancelRequested")
@@ -40,7 +42,7 @@ def install(emulator: Emulator) -> None:
     from tests.azure_emulator.endpoint_routes import EndpointRoutes
     from tests.azure_emulator.job_routes import JobRoutes
 
-    execution = Execution(emulator)
+    execution = emulator.execution = Execution(emulator)
     JobRoutes(execution).register(emulator.register)
     EndpointRoutes(execution).register(emulator.register)
     emulator.on_stop(execution.stop)
@@ -79,6 +81,22 @@ class Execution:
         self.closed.set()
         self.records.suspend()
         self.emulator.local.services.stop()
+
+    def forget(self) -> None:
+        """End and forget all that runs in the workspace, which is deleted."""
+        for endpoint in self.endpoints.list():
+            if self.endpoints.begin_delete(endpoint["name"]):
+                self.endpoints.carry_out(endpoint["name"], "", True, fault=None, closed=self.closed)
+        names = [job["name"] for job in self.jobs.list({"listViewType": "All"})]
+        for name in names:
+            self.jobs.cancel(name)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        for name in names:
+            while not self.jobs.is_ended(name) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+            self.records.kill_node(name)
+            self.jobs.delete(name)
+        self.mlflow.forget()
 
     def begin(self, operation: str, endpoint: str, deployment: str = "", *, delete: bool = False) -> None:
         """Do in a thread what an operation of the core stands for."""

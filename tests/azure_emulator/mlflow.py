@@ -50,6 +50,12 @@ class Mlflow:
         if not self._url:
             threading.Thread(target=self._server, daemon=True, name="mlflow").start()
 
+    def forget(self) -> None:
+        """Forget which runs are whose: a later job of the same name gets one of its own."""
+        with self._lock:
+            self._runs.unlink(missing_ok=True)
+            self._closed.clear()
+
     def answer(self, method: str, call: str, query: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
         """Answer one call of MLflow's REST API, as in `runs/get`."""
         if call not in _KNOWN:

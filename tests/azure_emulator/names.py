@@ -4,10 +4,11 @@ from __future__ import annotations
 
 SUFFIX = "azure-emulator.test"
 STORAGE_ENDPOINT = f"core.{SUFFIX}"
-ACCOUNT = "phiflowemulated"
-# The account is the first label of the host, as it is in production.
-BLOB_HOST = f"{ACCOUNT}.blob.{STORAGE_ENDPOINT}"
-CERTIFICATE_NAMES = ["localhost", SUFFIX, f"*.{SUFFIX}", f"*.azure.{SUFFIX}", BLOB_HOST, "*.vault.azure.net"]
+# What belongs to the workspace that is there from the start: its storage account, key vault, registry and insights.
+FOUNDATION = "phiflowemulated"
+# A storage account is the first label of its host, as it is in production.
+_BLOBS = f"*.blob.{STORAGE_ENDPOINT}"
+CERTIFICATE_NAMES = ["localhost", SUFFIX, f"*.{SUFFIX}", f"*.azure.{SUFFIX}", _BLOBS, "*.vault.azure.net"]
 # The SDK builds more addresses from the portal's.
 PORTAL = f"https://portal.azure.{SUFFIX}/"
 ML_RESOURCE = f"https://ml.azure.{SUFFIX}"

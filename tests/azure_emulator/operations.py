@@ -21,8 +21,9 @@ _FOLDER = "/_operations"
 class Operations:
     """The operations of one workspace.
 
-    Two families as in the service: `compute` (InProgress, Succeeded) for clusters and workspaces, and `mfe`
-    (with id, name, times) for endpoints and deployments.
+    Families as in the service: `compute` and `workspace` (InProgress, Succeeded) for clusters and workspaces, `mfe`
+    (with id, name, times) for endpoints and deployments, and `arm` (a result, no status) for what Resource Manager
+    itself does.
     """
 
     def __init__(self, store: Store, scope: Scope, url: str) -> None:
@@ -65,14 +66,16 @@ class Operations:
             threading.Thread(target=self._run, args=(name, work, seconds), daemon=True).start()
         return name
 
-    def finish(self, name: str, error: dict[str, Any] | None = None) -> None:
+    def finish(self, name: str, error: dict[str, Any] | None = None, result: dict[str, Any] | None = None) -> None:
         """End an operation, as failed when there is an error (`code` and `message`)."""
         with self._store.lock:
             record = self._store.get(f"{_FOLDER}/{name}")
             if record is None or record["stuck"]:
                 return
             error = error or record["fault"]
-            record |= {"status": "Failed" if error else "Succeeded", "endTime": now(), "error": error}
+            if record["status"] != "InProgress":
+                return
+            record |= {"status": "Failed" if error else "Succeeded", "endTime": now(), "error": error, "result": result}
             self._store.put(f"{_FOLDER}/{name}", record)
 
     def is_stuck(self, name: str) -> bool:
@@ -91,14 +94,17 @@ class Operations:
 
     def status_url(self, name: str, api_version: str) -> str:
         """Where the status is asked for, as in the header Azure-AsyncOperation."""
-        family = "mfeOperationsStatus" if ":" in name else "computeOperationsStatus"
-        tail = "" if ":" in name else "&service=new"
-        return f"{self._url}{self._base}/{family}/{name}?api-version={api_version}{tail}"
+        family = self._family(name)
+        tail = {"compute": "&service=new", "workspace": "&type=async"}.get(family, "")
+        return f"{self._url}{self._base}/{family}OperationsStatus/{name}?api-version={api_version}{tail}"
 
     def result_url(self, name: str, api_version: str) -> str:
         """Where the result is asked for, as in the header Location of a deletion."""
-        family = "mfeOperationResults" if ":" in name else "computeOperationResults"
-        return f"{self._url}{self._base}/{family}/{name}?api-version={api_version}"
+        if (family := self._family(name)) == "arm":
+            return f"{self._url}{self._scope.subscription_id}/operationresults/{name}?api-version={api_version}"
+        if family == "workspace":
+            return self.status_url(name, api_version).replace("type=async", "type=location")
+        return f"{self._url}{self._base}/{family}OperationResults/{name}?api-version={api_version}"
 
     def headers(self, name: str, request: Request, *, location: str = "") -> dict[str, str]:
         """The headers of a response that began an operation."""
@@ -113,7 +119,9 @@ class Operations:
         """Answer `.../mfeOperationsStatus/{id}` and `.../computeOperationsStatus/{id}`."""
         record = self._find(request)
         ended = record["status"] != "InProgress"
-        if record["family"] == "compute":
+        if request.query.get("type") == "location":
+            return self.read_result(request)
+        if record["family"] != "mfe":
             body: dict[str, Any] = {"status": record["status"]}
             if record["status"] == "Succeeded":
                 body["percentComplete"] = 100.0
@@ -136,8 +144,20 @@ class Operations:
         if record["status"] == "InProgress":
             url = self.result_url(record["name"], request.api_version)
             return Answer(202, None, {"Location": url, **_SHORTEST_POLL})
+        if record["family"] == "arm":
+            return self._arm_result(record)
         made = self._store.get(record["resource"]) if record["resource"] else None
         return Answer(200, made) if made else Answer(204)
+
+    @staticmethod
+    def _arm_result(record: dict[str, Any]) -> Answer:
+        if record["error"]:
+            return Answer(int(record["error"].get("status", 409)), {"error": _without_status(record["error"])})
+        return Answer(200, record["result"])
+
+    def _family(self, name: str) -> str:
+        record = self._store.get(f"{_FOLDER}/{name}")
+        return str(record["family"]) if record else "compute"
 
     @property
     def _base(self) -> str:
@@ -160,3 +180,7 @@ class Operations:
             self.finish(name, {"code": "InternalServerError", "message": f"{type(error).__name__}: {error}"})
             raise
         self.finish(name)
+
+
+def _without_status(error: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in error.items() if key != "status"}

@@ -15,8 +15,8 @@ to one request. `do` is one of:
     stuck    the operation that the request begins never ends
     fault    the operation that the request begins ends as failed, with `code` and `message`
 
-With `kind` in `match` it is for what jobs and deployments do, and `name` is a regular expression for theirs; who runs
-them takes it when one is submitted and knows what `do` means: see `KINDS`.
+With `kind` in `match` it is for what jobs, deployments and resources of templates do, and `name` is a regular
+expression for theirs; who runs them takes it when one is submitted and knows what `do` means: see `KINDS`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from tests.azure_emulator.web import Answer, Request, arm_error
 
 HEADER = "x-emulator-scenario"
 ACTIONS = ("status", "lost", "drop", "slow", "stuck", "fault")
-# What jobs.py and endpoints.py know to do: the one list of them.
-KINDS: dict[str, dict[str, str]] = {"job": {}, "deployment": {}}
+# What jobs.py, endpoints.py and template_runs.py know to do: the one list of them.
+KINDS: dict[str, dict[str, str]] = {"job": {}, "deployment": {}, "template-resource": {}}
 _CODES = {
     400: ("UserError", "The request is invalid."),
     403: ("AuthorizationFailed", "The client does not have authorization to perform the action."),

@@ -1,9 +1,10 @@
-"""What jobs and deployments do by scenario; `scenarios.KINDS` lists them with these words.
+"""What jobs, deployments and resources of templates do by scenario; `scenarios.KINDS` lists them with these words.
 
     POST /_emulator/scenarios
     {"match": {"kind": "job", "name": "phi-"}, "do": "preempted", "after": {"file": "checkpoint-*/*"}}
 
-The other keys of a scenario replace settings of the same name: see `JOBS` and `DEPLOYMENTS` for what there is.
+The other keys of a scenario replace settings of the same name: see `JOBS`, `DEPLOYMENTS` and `TEMPLATE_RESOURCES` for
+what there is. A resource's name is its type and name, as in Microsoft.Storage/storageAccounts/phi1.
 """
 
 from __future__ import annotations
@@ -48,8 +49,14 @@ DEPLOYMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "unready": ("fails: the container does not answer its probes", {"error": "unready"}),
     "creating": ("stays in Creating until it is deleted, or `seconds`", {"seconds": _FOREVER}),
 }
+TEMPLATE_RESOURCES: dict[str, str] = {
+    "fail": "its provider refuses it, with `status` (409), `code` and `message`; with `made` it is there all the same",
+    "stuck": "is not made, and the deployment goes on until it is cancelled",
+    "slow": "is made after `seconds` (1)",
+}
 KINDS["job"].update({name: text for name, (text, _) in JOBS.items()})
 KINDS["deployment"].update({name: text for name, (text, _) in DEPLOYMENTS.items()})
+KINDS["template-resource"].update(TEMPLATE_RESOURCES)
 
 
 def take_job(scenarios: Scenarios, name: str) -> dict[str, Any]:

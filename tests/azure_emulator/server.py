@@ -23,9 +23,14 @@ from tests.azure_emulator import (
     computes,
     control,
     execution,
+    foundation,
+    inventory,
     metadata,
+    resource_groups,
     retail_prices,
+    soft_delete,
     subscription,
+    template_deployments,
     vault,
     workspace,
 )
@@ -33,20 +38,26 @@ from tests.azure_emulator.arm import Handler, Router, Scope, answered
 from tests.azure_emulator.azurite import Account, Azurite, open_client
 from tests.azure_emulator.certificates import ensure_certificates
 from tests.azure_emulator.exchanges import Exchanges
+from tests.azure_emulator.foundation import Foundation
 from tests.azure_emulator.identity import Identity
 from tests.azure_emulator.listener import Listener
 from tests.azure_emulator.names import CERTIFICATE_NAMES, SUFFIX, TENANT, cloud_name
 from tests.azure_emulator.operations import Operations
+from tests.azure_emulator.resource_groups import ResourceGroups
+from tests.azure_emulator.resource_types import STORAGE, all_versions
 from tests.azure_emulator.scenarios import Scenarios, refusal
 from tests.azure_emulator.settings import Settings
+from tests.azure_emulator.soft_delete import SoftDeleted
 from tests.azure_emulator.store import Store
-from tests.azure_emulator.web import Answer, Request, ServiceError, now
+from tests.azure_emulator.template_deployments import TemplateDeployments
+from tests.azure_emulator.web import Answer, Request, ServiceError, arm_error
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobServiceClient
 
     from tasks.platforms.local.local_platform import LocalPlatform
     from tests.azure_emulator.authorization import Rights
+    from tests.azure_emulator.execution import Execution
     from tests.azure_emulator.providers import Providers
     from tests.azure_emulator.quota import Quota
 
@@ -83,10 +94,10 @@ class Emulator:
         self.scope = SCOPE
         self.workspace_id = SCOPE.workspace_id
         settings = self._settings()
-        self.created: str = settings["created"]
+        self.account_port: int = settings["storage_port"]
+        self._account_key: str = settings["account_key"]
         self.certificates = ensure_certificates(self.state / "certificates", CERTIFICATE_NAMES)
-        self.account = Account(settings["account_key"], settings["storage_port"], str(self.certificates.authorities))
-        self.azurite = Azurite(self.state / "azurite", self.account, self.certificates)
+        self.azurite = Azurite(self.state / "azurite", self.account_port, self._account_key, self.certificates)
         self._server = Listener(settings["port"], self.certificates)
         self.url = f"https://127.0.0.1:{settings['port']}"
         self.cloud = cloud_name(settings["port"])
@@ -98,28 +109,48 @@ class Emulator:
         self.identity = Identity(self.state / "secrets", self.url, self.settings)
         self.connection_file = self.state / "secrets" / "storage.json"
         self.taken_names_file = self.state / "taken-endpoint-names.txt"
+        self.groups = ResourceGroups(self)
+        self.foundation = Foundation(self)
+        self.soft_deleted = SoftDeleted(self)
+        self.template_deployments = TemplateDeployments(self)
+        self.execution: Execution
         self._router = Router(SCOPE, self.identity.require)
+        self._clients: dict[str, BlobServiceClient] = {}
         self._stopping: list[Callable[[], None]] = []
 
     def start(self) -> None:
         """Start the storage, make the routes, and listen."""
-        self.azurite.start()
-        _write_private(self.connection_file, json.dumps(self.account.to_json()))
         self.env = self._environment()
-        document = metadata.cloud_metadata(self.cloud, self.url, self.account.port)
+        document = metadata.cloud_metadata(self.cloud, self.url, self.account_port)
         self.register("GET", metadata.PATH, lambda _: Answer(200, document))
         self.register("GET", "/identity/token", self.identity.give)
-        for family in ("mfeOperationsStatus", "computeOperationsStatus"):
+        for family in ("mfeOperationsStatus", "computeOperationsStatus", "workspaceOperationsStatus"):
             self.register("GET", f"L/{family}/{{id}}", self.operations.read_status)
         for family in ("mfeOperationResults", "computeOperationResults"):
             self.register("GET", f"L/{family}/{{id}}", self.operations.read_result)
-        for module in (control, subscription, workspace, vault, computes, assets, execution):
+        self.allow_versions(*all_versions())
+        modules = (control, subscription, resource_groups, soft_delete, template_deployments, inventory)
+        # The routes of a workspace before those of any resource.
+        for module in (*modules, workspace, vault, computes, assets, execution, foundation):
             module.install(self)
-        for store in self.store.list(f"{self.workspace_id}/datastores"):
-            if name := store["properties"].get("containerName"):
-                self.ensure_container(name)
+        self._open()
         self._server.answer = self.answer
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+
+    def _open(self) -> None:
+        """Have what there was, or what a new subscription begins with, and go on with what was on its way."""
+        begun = self.settings.get("begun")
+        self.serve_storage()
+        if begun or self.store.list(f"{self.workspace_id}/datastores"):
+            self.foundation.resume()
+            self.groups.resume()
+            self.template_deployments.resume()
+        if not begun:
+            self.settings.put("begun", {"empty": self.options.empty})
+            if not self.options.empty:
+                workspace.seed(self)
+        if self.store.get(self.workspace_id):
+            self.open_workspace()
 
     def stop(self) -> None:
         """End in order: who registered with `on_stop` first, the storage last."""
@@ -156,10 +187,93 @@ class Emulator:
         """Have something done when the emulator ends in order."""
         self._stopping.append(call)
 
-    @functools.cached_property
+    def call(self, method: str, path: str, version: str, body: dict[str, Any] | None = None) -> Answer:
+        """Have one part of the emulator ask another as a client would, without token, guards and log.
+
+        Raises:
+            ServiceError: what a client would be told.
+        """
+        content = json.dumps(body).encode() if body is not None else b""
+        request = Request(method, path, {"api-version": version}, {}, content)
+        handler = self._router.match(request)
+        self.groups.require_place(request)
+        return answered(handler(request))
+
+    def judge(self, request: Request) -> None:
+        """Have the guards asked about a request that no client sent, as for a resource of a template.
+
+        Raises:
+            ServiceError: what a guard says.
+        """
+        for guard in self._router.guards:
+            guard(request)
+
+    @property
+    def storage_id(self) -> str:
+        """The resource id of the workspace's storage account.
+
+        Raises:
+            ServiceError: 404, there is no workspace.
+        """
+        return str(self._of_workspace("storageAccount"))
+
+    @property
+    def vault_name(self) -> str:
+        """The name of the workspace's key vault.
+
+        Raises:
+            ServiceError: 404, there is no workspace.
+        """
+        return str(self._of_workspace("keyVault")).rsplit("/", 1)[-1].lower()
+
+    @property
+    def account(self) -> Account:
+        """The workspace's storage account.
+
+        Raises:
+            ServiceError: 404, there is no workspace.
+        """
+        return self.account_named(self.storage_id.rsplit("/", 1)[-1])
+
+    def account_named(self, name: str) -> Account:
+        """A storage account."""
+        return Account(name, self._account_key, self.account_port, str(self.certificates.authorities))
+
+    @property
     def blobs(self) -> BlobServiceClient:
-        """The storage account, with its key."""
-        return open_client(self.account.to_json())
+        """The workspace's storage account, with its key."""
+        return self._client(self.account)
+
+    def serve_storage(self) -> None:
+        """Have all storage accounts reached, and no others."""
+        names = [one["name"] for one in self.groups.resources() if one["type"] == STORAGE]
+        self.azurite.serve(names)
+
+    def empty_storage(self, name: str) -> None:
+        """Delete what is in a storage account."""
+        client = self._client(self.account_named(name))
+        for container in client.list_containers():
+            client.delete_container(container.name)
+
+    def open_workspace(self) -> None:
+        """Have what comes with the workspace: datastores, their containers, and the way to them for jobs."""
+        _write_private(self.connection_file, json.dumps(self.account.to_json()))
+        workspace.Workspace(self).ensure_datastores()
+        for store in self.store.list(f"{self.workspace_id}/datastores"):
+            if name := store["properties"].get("containerName"):
+                self.ensure_container(name)
+
+    def _of_workspace(self, field: str) -> Any:
+        found = self.store.get(self.workspace_id)
+        if found is None:
+            raise arm_error(404, "ResourceNotFound", "There is no workspace.")
+        return found["properties"][field]
+
+    def _client(self, account: Account) -> BlobServiceClient:
+        known = self._clients.get(account.name)
+        if known is None:
+            known = self._clients[account.name] = open_client(account.to_json())
+        return known
 
     @functools.cached_property
     def local(self) -> LocalPlatform:
@@ -177,9 +291,10 @@ class Emulator:
             link.symlink_to(built, target_is_directory=True)
         return LocalPlatform(Home.open(str(home)))
 
-    def ensure_container(self, name: str) -> None:
-        """Have a container in the storage account."""
-        container = self.blobs.get_container_client(name)
+    def ensure_container(self, name: str, account: str = "") -> None:
+        """Have a container in a storage account; in the workspace's when none is named."""
+        client = self._client(self.account_named(account)) if account else self.blobs
+        container = client.get_container_client(name)
         if not container.exists():
             container.create_container()
 
@@ -187,13 +302,12 @@ class Emulator:
         """A new container, and a URL with which it can be written."""
         container = f"{uuid.uuid4().hex[:8]}-{uuid.uuid4()}"
         self.ensure_container(container)
-        account_id = f"{SCOPE.group_id}/providers/Microsoft.Storage/storageAccounts/phiflowemulated"
         return {
             "pendingUploadId": str(uuid.uuid4()),
             "pendingUploadType": "TemporaryBlobReference",
             "blobReferenceForConsumption": {
                 "blobUri": f"{self.account.url}/{container}",
-                "storageAccountArmId": account_id,
+                "storageAccountArmId": self.storage_id,
                 "credential": {"credentialType": "SAS", "sasUri": self.account.sign_container(container)},
             },
         }
@@ -283,7 +397,6 @@ class Emulator:
                 "port": port,
                 "storage_port": _free_port(),
                 "account_key": base64.b64encode(key).decode(),
-                "created": now(),
             }
             _write_private(file, json.dumps(chosen))
         settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -53,6 +53,13 @@ class Store:
             self._file(_key(resource_id)).unlink(missing_ok=True)
             return known is not None
 
+    def delete_below(self, collection: str) -> None:
+        """Forget all resources in a collection and in those below it."""
+        prefix = _key(collection) + "/"
+        with self.lock:
+            for key in [key for key in self._resources if key.startswith(prefix)]:
+                self.delete(key)
+
     def list(self, collection: str) -> list[dict[str, Any]]:
         """The resources directly in a collection, such as `<workspace>/jobs`; in the order they were first put."""
         prefix = _key(collection) + "/"

@@ -99,9 +99,9 @@ class ServiceError(Exception):
         return Answer(self.status, {"error": error}, self.headers)
 
 
-def arm_error(status: int, code: str, message: str) -> ServiceError:
+def arm_error(status: int, code: str, message: str, details: list[dict[str, Any]] | None = None) -> ServiceError:
     """An error of Resource Manager, which the service itself never saw."""
-    return ServiceError(status, code, message, plain=True)
+    return ServiceError(status, code, message, plain=True, details=details)
 
 
 def user_error(message: str, status: int = 400) -> ServiceError:

@@ -1,34 +1,136 @@
-"""The workspace itself and what comes with it: datastores and their keys, quota, sizes of machines."""
+"""The workspace itself and what comes with it: datastores and their keys, quota, sizes of machines.
+
+It is made, read and deleted as any other resource is, by `foundation.py`.
+"""
 
 from __future__ import annotations
 
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from tests.azure_emulator.names import ACCOUNT, PRINCIPAL, STORAGE_ENDPOINT, TENANT
+from tests.azure_emulator.names import FOUNDATION, PRINCIPAL, STORAGE_ENDPOINT, TENANT
+from tests.azure_emulator.resource_ids import parse_id
+from tests.azure_emulator.resource_types import LOG_ANALYTICS, REGISTRY, STORAGE, TYPES
 from tests.azure_emulator.sizes import SIZES, family_name
-from tests.azure_emulator.web import Answer, Request, not_found, now
+from tests.azure_emulator.web import Answer, Request, not_found, now, validation_error
 
 if TYPE_CHECKING:
     from tests.azure_emulator.server import Emulator
 
 ARTIFACT_CONTAINER = "azureml"
 _QUOTA = 500
+_NEEDED = {"storageAccount": "storage account", "keyVault": "key vault", "applicationInsights": "application insights"}
+_FIXED = ("storageAccount", "keyVault")
 
 
 def install(emulator: Emulator) -> None:
-    """Register the routes, and make the datastores when they are not there."""
+    """Register the routes."""
     workspace = Workspace(emulator)
-    workspace.ensure_datastores()
     register = emulator.register
-    register("GET", "W", workspace.read)
     register("POST", "W/listKeys", workspace.list_keys)
     register("GET", "W/datastores", workspace.list_datastores)
     register("GET", "W/datastores/{name}", workspace.read_datastore)
     register("POST", "W/datastores/{name}/listSecrets", workspace.list_secrets)
     register("GET", "L/usages", workspace.list_usages)
     register("GET", "L/vmSizes", workspace.list_sizes)
-    register("GET", "G", workspace.read_group)
+
+
+def require_body(body: dict[str, Any]) -> None:
+    """Refuse a workspace that lacks what every workspace has.
+
+    Raises:
+        ServiceError: 400.
+    """
+    properties = body.get("properties") or {}
+    missing = [field for field in _NEEDED if not properties.get(field)]
+    if missing:
+        raise validation_error(f"Missing dependent resources in workspace json: {', '.join(missing)}.")
+    kinds = {part.strip() for part in str((body.get("identity") or {}).get("type", "SystemAssigned")).split(",")}
+    if not kinds <= {"SystemAssigned", "UserAssigned"}:
+        raise validation_error(f"The identity type '{', '.join(sorted(kinds))}' of the workspace is not valid.")
+
+
+def completed(emulator: Emulator, resource: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """The workspace with what the service adds.
+
+    Raises:
+        ServiceError: 400, something that it names does not exist or cannot be changed.
+    """
+    given = resource["properties"]
+    for field, what in (*_NEEDED.items(), ("containerRegistry", "container registry")):
+        if given.get(field) and not emulator.foundation.exists(given[field]):
+            raise validation_error(f"Unable to find the {what} with ArmId = {given[field]}.")
+        if before and field in _FIXED and before["properties"][field].lower() != given[field].lower():
+            raise validation_error(f"The {what} of workspace {resource['name']} cannot be changed.")
+    resource_id, name = resource["id"], resource["name"]
+    host = emulator.url.removeprefix("https://")
+    moment = now()
+    created = before["systemData"]["createdAt"] if before else moment
+    resource["properties"] = (
+        {"friendlyName": name, "description": "", "hbiWorkspace": False, "imageBuildCompute": None}
+        | {"v1LegacyMode": False, "containerRegistry": None, "publicNetworkAccess": "Enabled"}
+        | {"enableDataIsolation": False, "notebookInfo": None, "storageHnsEnabled": False, "privateLinkCount": 0}
+        | given
+        | {"tenantId": TENANT, "provisioningState": "Succeeded" if before else "Creating"}
+        | {"workspaceId": workspace_guid(resource_id), "discoveryUrl": f"{emulator.url}/discovery"}
+        | {"mlFlowTrackingUri": f"azureml://{host}/mlflow/v1.0{resource_id}"}
+    )
+    resource["identity"] = _identity(emulator, resource)
+    resource["kind"] = resource.get("kind") or "Default"
+    resource["sku"] = {"name": "Basic", "tier": "Basic"}
+    resource["systemData"] = {
+        **{"createdAt": created, "createdBy": "Emulator", "createdByType": "User"},
+        **{"lastModifiedAt": moment, "lastModifiedBy": "Emulator", "lastModifiedByType": "User"},
+    }
+    return resource
+
+
+def seed(emulator: Emulator) -> None:
+    """Have the workspace, and what it stands on, that somebody made before phiflow came: without tags."""
+    scope = emulator.scope
+    emulator.groups.ensure(scope.group, scope.location)
+    provider, base = f"{scope.group_id}/providers", {"location": scope.location}
+    log = {**base, "properties": {"sku": {"name": "PerGB2018"}}}
+    vault = {"tenantId": TENANT, "sku": {"family": "A", "name": "standard"}, "enableRbacAuthorization": True}
+    logs = f"{provider}/{LOG_ANALYTICS}/{FOUNDATION}"
+    ids = {
+        "storageAccount": f"{provider}/{STORAGE}/{FOUNDATION}",
+        "keyVault": f"{provider}/Microsoft.Keyvault/vaults/{FOUNDATION}",
+        "applicationInsights": f"{provider}/Microsoft.insights/components/{FOUNDATION}",
+        "containerRegistry": f"{provider}/{REGISTRY}/{FOUNDATION}",
+    }
+    bodies = {
+        logs: log,
+        ids["storageAccount"]: {**base, "kind": "StorageV2", "sku": {"name": "Standard_LRS"}},
+        ids["keyVault"]: {**base, "properties": vault},
+        ids["applicationInsights"]: {
+            **base,
+            "kind": "web",
+            "properties": {"Application_Type": "web", "WorkspaceResourceId": logs},
+        },
+        ids["containerRegistry"]: {**base, "sku": {"name": "Basic"}},
+        scope.workspace_id: {**base, "properties": {"description": "The emulator's workspace.", **ids}},
+    }
+    for resource_id, body in bodies.items():
+        parsed = parse_id(resource_id)
+        assert parsed is not None
+        emulator.call("PUT", resource_id, TYPES[parsed.type.lower()].versions[-1], body)
+
+
+def workspace_guid(resource_id: str) -> str:
+    """The workspace's own GUID."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, resource_id))
+
+
+def _identity(emulator: Emulator, resource: dict[str, Any]) -> dict[str, Any]:
+    given = resource.get("identity") or {"type": "SystemAssigned"}
+    for one in given.get("userAssignedIdentities") or {}:
+        if not emulator.foundation.exists(one):
+            raise validation_error(f"Unable to find the user-assigned identity with ArmId = {one}.")
+    told = emulator.identity_resource(given)
+    if "principalId" in told:
+        told["principalId"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"principal:{resource['id'].lower()}"))
+    return told
 
 
 class Workspace:
@@ -37,71 +139,11 @@ class Workspace:
     def __init__(self, emulator: Emulator) -> None:
         self._emulator = emulator
         self._id = emulator.workspace_id
-        self._guid = str(uuid.uuid5(uuid.NAMESPACE_URL, self._id))
-
-    def read(self, request: Request) -> Answer:
-        emulator, group = self._emulator, self._emulator.scope.group_id
-        name = emulator.scope.workspace
-        host = emulator.url.removeprefix("https://")
-        created = {"createdAt": emulator.created, "createdBy": "Emulator", "createdByType": "User"}
-        return Answer(
-            200,
-            {
-                "id": self._id,
-                "name": name,
-                "type": "Microsoft.MachineLearningServices/workspaces",
-                "location": emulator.scope.location,
-                "tags": {},
-                "properties": {
-                    "friendlyName": name,
-                    "description": "The emulator's workspace.",
-                    "storageAccount": f"{group}/providers/Microsoft.Storage/storageAccounts/{ACCOUNT}",
-                    "keyVault": f"{group}/providers/Microsoft.Keyvault/vaults/phiflowemulated",
-                    "applicationInsights": f"{group}/providers/Microsoft.insights/components/phiflowemulated",
-                    "hbiWorkspace": False,
-                    "tenantId": TENANT,
-                    "imageBuildCompute": None,
-                    "provisioningState": "Succeeded",
-                    "v1LegacyMode": False,
-                    "containerRegistry": f"{group}/providers/Microsoft.ContainerRegistry/registries/phiflowemulated",
-                    "notebookInfo": None,
-                    "storageHnsEnabled": False,
-                    "workspaceId": self._guid,
-                    "privateLinkCount": 0,
-                    "publicNetworkAccess": "Enabled",
-                    "discoveryUrl": f"{emulator.url}/discovery",
-                    "mlFlowTrackingUri": f"azureml://{host}/mlflow/v1.0{self._id}",
-                    "enableDataIsolation": False,
-                },
-                "identity": {"type": "SystemAssigned", "principalId": PRINCIPAL, "tenantId": TENANT},
-                "kind": "Default",
-                "sku": {"name": "Basic", "tier": "Basic"},
-                "systemData": {
-                    **created,
-                    "lastModifiedAt": emulator.created,
-                    "lastModifiedBy": "Emulator",
-                    "lastModifiedByType": "User",
-                },
-            },
-        )
+        self._guid = workspace_guid(self._id)
 
     def list_keys(self, request: Request) -> Answer:
-        storage = f"{self._emulator.scope.group_id}/providers/Microsoft.Storage/storageAccounts/{ACCOUNT}"
+        storage = self._emulator.storage_id
         return Answer(200, {"userStorageKey": self._emulator.account.key, "userStorageResourceId": storage})
-
-    def read_group(self, request: Request) -> Answer:
-        scope = self._emulator.scope
-        return Answer(
-            200,
-            {
-                "id": scope.group_id,
-                "name": scope.group,
-                "type": "Microsoft.Resources/resourceGroups",
-                "location": scope.location,
-                "tags": {},
-                "properties": {"provisioningState": "Succeeded"},
-            },
-        )
 
     def ensure_datastores(self) -> None:
         """The datastores that every workspace has."""
@@ -128,7 +170,7 @@ class Workspace:
                 "isDefault": is_default,
                 "credentials": {"credentialsType": "AccountKey"},
                 "datastoreType": kind,
-                "accountName": ACCOUNT,
+                "accountName": self._emulator.account.name,
                 **place,
                 "endpoint": f"{STORAGE_ENDPOINT}:{self._emulator.account.port}",
                 "protocol": "https",

@@ -6,8 +6,9 @@ bin=.venv/bin
 export PHIFLOW_HOME="${PHIFLOW_TEST_HOME:-$PWD/.phiflow-test}"
 failed=0
 
-output=$(mktemp)
-trap 'rm -f "$output"; kill $(jobs -p) 2>/dev/null || true' EXIT
+outputs=$(mktemp -d)
+trap 'rm -rf "$outputs"; kill $(jobs -p) 2>/dev/null || true' EXIT
+journeys=(tests/e2e tests/flows tests/faults)
 
 in_environment() { # name, folder of tests, arguments
     local name=$1 folder=$2 python
@@ -29,11 +30,17 @@ in_environments() {
     return $failed
 }
 
-# Beside the orchestrator's own tests, which wait a good deal; the output comes in one piece after theirs.
-in_environments "$@" >"$output" 2>&1 &
-others=$!
+# All three wait a good deal, so they run beside each other; the output of the other two comes in one piece each.
+in_environments "$@" >"$outputs/environments" 2>&1 &
+environments=$!
+"$bin/python" -m pytest "${journeys[@]}" "$@" >"$outputs/journeys" 2>&1 &
+whole=$!
 echo "== tests in the orchestrator's environment"
-"$bin/python" -m pytest tests --ignore tests/unit/trainer --ignore tests/unit/server --ignore tests/unit/promptflow_app "$@" || failed=1
-wait "$others" || failed=1
-cat "$output"
+"$bin/python" -m pytest tests "${journeys[@]/#/--ignore=}" --ignore tests/unit/trainer --ignore tests/unit/server \
+    --ignore tests/unit/promptflow_app "$@" || failed=1
+wait "$whole" || failed=1
+echo "== whole journeys: ${journeys[*]}"
+cat "$outputs/journeys"
+wait "$environments" || failed=1
+cat "$outputs/environments"
 exit $failed

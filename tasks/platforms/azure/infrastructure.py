@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.platforms.azure import build_context
 from tasks.platforms.azure.build_context import Definition
-from tasks.platforms.azure.resources import SWEPT, stop_polling
+from tasks.platforms.azure.resources import SWEPT, Resource, stop_polling
+from tasks.platforms.azure.secrets import clean
 from tasks.platforms.azure.translate import translated
 from tasks.platforms.errors import ConfigError, ConflictError, Failure, NotFoundError, PhiflowError, QuotaError
 from tasks.platforms.local.state import project_folder
@@ -171,16 +172,23 @@ class Infrastructure:
             raise ConflictError(f"Cluster {existing.name} is being deleted.", fix="Wait, or set another compute.name.")
         if state not in ("Failed", "Canceled"):
             return
-        code = str(existing.provisioning_errors or "no reason given")
+        reason = self._why_not_created(existing.name) or str(existing.provisioning_errors or "no reason given")
         delete = f"az ml compute delete --name {existing.name} --workspace-name {self._workspace.name}"
-        message = f"Cluster {existing.name} was not created: {code}."
-        if "quota" in code.lower():
+        message = f"Cluster {existing.name} was not created: {reason}."
+        if "quota" in reason.lower():
             raise QuotaError(
                 message,
                 fix=f"Request quota for {existing.size}, or set compute.size; then delete it: {delete}.",
                 failure=Failure.QUOTA,
             )
         raise PhiflowError(message, fix=f"Delete it and run the same command again: {delete}.", failure=Failure.SERVICE)
+
+    def _why_not_created(self, name: str) -> str:
+        """The service's words; the SDK keeps the code alone, which is BadRequest for want of quota."""
+        cluster = Resource(self._workspace, f"computes/{name}", f"Compute cluster {name}").read() or {}
+        errors = (cluster.get("properties") or {}).get("provisioningErrors") or []
+        told = (error.get("error") or {} for error in errors)
+        return "; ".join(clean(str(one.get("message") or one.get("code") or "")).rstrip(".") for one in told)
 
 
 def cluster_name(compute: ComputeConfig) -> str:

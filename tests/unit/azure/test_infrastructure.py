@@ -140,17 +140,33 @@ def test_other_cluster_under_the_name_is_not_changed(connected: Any, changed: di
     assert untouched.begun == []
 
 
+NO_QUOTA = "The specified subscription has a total vCPU quota of 0 and cannot accomodate for at least 1 node."
+
+
 @pytest.mark.parametrize(
-    ("code", "kind", "failure"),
-    [("ClusterCoreQuotaReached", QuotaError, Failure.QUOTA), ("Unexpected", PhiflowError, Failure.SERVICE)],
+    ("error", "told", "kind", "failure"),
+    [
+        ({"code": "BadRequest", "message": NO_QUOTA}, "vCPU quota of 0", QuotaError, Failure.QUOTA),
+        ({"code": "ClusterCoreQuotaReached"}, "ClusterCoreQuotaReached", QuotaError, Failure.QUOTA),
+        ({"code": "Unexpected", "message": "It broke."}, "It broke", PhiflowError, Failure.SERVICE),
+    ],
 )
-def test_cluster_that_failed_says_why(connected: Any, code: str, kind: type[PhiflowError], failure: Failure) -> None:
-    """A cluster that was not created tells the service's reason, and how to be rid of it."""
+def test_cluster_that_failed_says_why(
+    connected: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    error: dict[str, str],
+    told: str,
+    kind: type[PhiflowError],
+    failure: Failure,
+) -> None:
+    """A cluster that was not created tells the service's words, which name quota where the code does not."""
     infrastructure, clusters = connected()
     infrastructure.compute(COMPUTE)
     failed = made(infrastructure, clusters)
-    failed._provisioning_state, failed._provisioning_errors = "Failed", code
-    with pytest.raises(kind, match=code) as caught:
+    failed._provisioning_state, failed._provisioning_errors = "Failed", error["code"]
+    answer = SimpleNamespace(json=lambda: {"properties": {"provisioningErrors": [{"error": error}]}})
+    monkeypatch.setattr(Workspace, "send", lambda *_, **__: answer)
+    with pytest.raises(kind, match=told) as caught:
         connected(failed)[0].compute(COMPUTE)
     assert caught.value.failure == failure
     assert "az ml compute delete --name phi-e16s-v3" in caught.value.fix

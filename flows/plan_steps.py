@@ -173,6 +173,8 @@ def _traffic(config: PipelineConfig, found: Survey) -> PlanStep:
         return _step("traffic", NOTHING, f"version {found.model.version} was rejected", found.model.rejected)
     if endpoint and deployment and endpoint.traffic.main == deployment.name:
         return _step("traffic", NOTHING, f"{deployment.name} has it", "the same version serves already")
+    if "endpoint" in found.not_looked_up or found.compute is None:
+        return _step("traffic", UNKNOWN, steps, "at once to the first deployment, step by step to the next")
     main = endpoint.traffic.main if endpoint else ""
     if not main:
         return _step("traffic", CREATE, "100 %", "to the first deployment, once it answers the probes")

@@ -6,7 +6,7 @@ from flows.plan import Plan
 from tasks.estimate.ranges import seconds_text
 from tasks.estimate.text import Row, afterwards, memory_rows, once, work_rows
 
-_NAME, _SIZE = 22, 32
+_NAME, _SIZE = 20, 36
 
 
 def show_plan(plan: Plan) -> None:
@@ -15,8 +15,8 @@ def show_plan(plan: Plan) -> None:
     _page("Afterwards", *afterwards(estimate))
     _page("This run, once", *once(estimate))
     if thousand := plan.per_thousand:
-        told = f"for each thousand conversations, of a quarter to all of train.max_length: {thousand.how}"
-        _page("", "", [("train", seconds_text(thousand.seconds), told)])
+        told = f"conversations of a quarter to all of train.max_length to train on, in {thousand.how}"
+        _page("", "", [("each thousand", seconds_text(thousand.seconds), told)])
     if plan.refusal:
         print(f"  {plan.refusal}")
     steps = [(step.step, step.action, f"{step.name} ({step.reason})") for step in plan.steps]

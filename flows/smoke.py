@@ -30,11 +30,10 @@ import requests
 
 from tasks.config import PipelineConfig
 from tasks.config_files import load_config
+from tasks.estimate.prices import hourly_cost, load_prices
 from tasks.platforms.connect import connect, require_runnable, tear_down
 from tasks.platforms.errors import EXIT_INPUT, EXIT_PLATFORM, ConfigError, PhiflowError
 
-# Dollars an hour: Linux, pay as you go, East US. Assumed on 2026-11-21, not looked up; --price-per-hour overrides.
-PRICES = {"Standard_E16s_v3": 1.008, "Standard_E4s_v3": 0.252, "Standard_NC24ads_A100_v4": 3.673}
 # Disks, the registry and storage cost too, regions differ, and tearing down takes its time.
 _MARGIN = 1.5
 _QUESTION = "What is phiflow?"
@@ -204,11 +203,17 @@ def _tried(what: Callable[[Smoke], None], smoke: Smoke) -> bool:
 
 def _price(config: PipelineConfig) -> float:
     """What the machines of a run cost by the hour when all of them are there."""
-    sizes = [config.compute.size] * config.compute.max_instances
-    sizes += [config.serving.instance_type] * config.serving.instance_count
-    if unknown := sorted({size for size in sizes if size not in PRICES}):
-        raise ConfigError(f"No price is known for {', '.join(unknown)}.", fix="Say it with --price-per-hour.")
-    return sum(PRICES[size] for size in sizes)
+    compute, serving, prices = config.compute, config.serving, load_prices(config)
+    training = hourly_cost(compute.size, compute.max_instances, compute.tier, prices)
+    served = hourly_cost(serving.instance_type, serving.instance_count, prices=prices)
+    if training is None or served is None:
+        known = {compute.size: training, serving.instance_type: served}
+        sizes = [size for size, price in known.items() if price is None]
+        raise ConfigError(
+            f"No price is known for {', '.join(sizes)}.",
+            fix="Say it with --price-per-hour, or ask for it: phiflow plan --refresh-prices",
+        )
+    return training + served
 
 
 def _require(condition: bool, otherwise: str) -> None:

@@ -94,6 +94,7 @@ def _look_here(config: PipelineConfig, found: Survey) -> None:
     training = found.look(config.environment.training, lambda: here.find_environment(config.environment.training))
     if training is not None:
         _look_at_data(config, here, training, found)
+    found.chat = found.look("chat app", lambda: here.read_chat(config.endpoint_name))
 
 
 def _look_at_inputs(config: PipelineConfig, platform: Platform, found: Survey) -> None:

@@ -160,14 +160,14 @@ def require_within_cap(config: PipelineConfig, estimate: RunEstimate) -> None:
         entry = ", ".join(f'"{size}": {{"{config.compute.tier}": DOLLARS_AN_HOUR}}' for size in estimate.unpriced)
         table = config.cost.prices or "a price table that cost.prices names"
         raise GateRefusedError(
-            f"The run was not begun: cost.max_run is {cap:g} dollars, and no price is known of {sizes}.",
+            f"cost.max_run is {cap:g} dollars, but no price is known of {sizes}, so the run is not begun.",
             fix=f'Add {entry} to "sizes" in {table}, or run: phiflow plan --refresh-prices',
         )
     if estimate.dollars.high > cap:
         raise GateRefusedError(
-            f"The run was not begun: it may cost {dollars(estimate.dollars)}, and cost.max_run is {cap:g}.",
-            fix="Raise cost.max_run, train on less (data.split, train.num_train_epochs), or take another compute.size; "
-            "phiflow plan shows what costs.",
+            f"The run may cost {dollars(estimate.dollars)}, and cost.max_run is {cap:g}, so it is not begun.",
+            fix="Raise cost.max_run, lower train.num_train_epochs, or set another compute.size; phiflow plan shows "
+            "what costs.",
         )
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from flows import smoke
 from flows.billing import what_bills
-from flows.smoke import PRICES, main
+from flows.smoke import main
 from tasks.config import PipelineConfig
 from tasks.config_files import build_config
+from tasks.estimate.prices import hourly_cost
 from tasks.platforms.errors import ConfigError, PhiflowError
 
 SUBSCRIPTION = "0a1b2c3d-0000-4444-8888-123456789abc"
@@ -26,9 +27,13 @@ def configuration(**compute: Any) -> PipelineConfig:
 
 
 def test_price_is_of_every_machine_that_may_run() -> None:
-    """The hourly price counts the cluster's nodes and the deployment's instance."""
-    config = configuration(size="Standard_E16s_v3", max_instances=2)
-    assert smoke._price(config) == pytest.approx(2 * PRICES["Standard_E16s_v3"] + PRICES["Standard_E4s_v3"])
+    """The hourly price counts the cluster's nodes, at their tier, and the deployment's instance."""
+    served = hourly_cost("Standard_E4s_v3") or 0
+    for tier in ("dedicated", "low_priority"):
+        config = configuration(size="Standard_E16s_v3", max_instances=2, tier=tier)
+        trained = hourly_cost("Standard_E16s_v3", 2, config.compute.tier) or 0
+        assert 0 < trained
+        assert smoke._price(config) == pytest.approx(trained + served)
 
 
 def test_unknown_size_needs_a_price() -> None:

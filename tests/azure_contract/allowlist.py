@@ -113,6 +113,27 @@ ALLOWED = (
         "No recorded operation on jobs, endpoints or clusters failed; the common types describe what one says then.",
         recorded=False,
     ),
+    Allowed(
+        r"^GET operationresults/\*$",
+        r"^response\.id$",
+        "required",
+        "The result of a what-if is what would change, and no resource.",
+        recorded=False,
+    ),
+    Allowed(
+        r"^GET deployments(/\*)?$",
+        r"\.outputResources$",
+        "missing",
+        "What a deployment has made is told when it has succeeded; all that were recorded had.",
+        recorded=False,
+    ),
+    Allowed(
+        r"^GET resources$",
+        r"^response\.value\[\d*\]\.(kind|sku|identity|tags)$",
+        "extra",
+        "The one resource of the recorded list had none of these, which are a resource's own.",
+        recorded=False,
+    ),
 )
 
 # A provider's own resources: neither something of another provider that hangs on them, nor its registration.

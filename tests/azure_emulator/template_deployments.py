@@ -130,7 +130,7 @@ class TemplateDeployments:
             return Answer(400, error.answer("").body)
         shown = _shown({**self._record(request, group, template), "state": "Succeeded"}, template)
         shown["properties"]["validatedResources"] = [{"id": one.id} for one in template.order]
-        return Answer(200, shown)
+        return Answer(200, {"properties": shown["properties"]})
 
     def what_if(self, request: Request) -> Answer:
         group = self._group(request)

@@ -298,7 +298,7 @@ class Foundation:
 
     def _require_empty(self, what: str) -> None:
         """Look again: what came into the group meanwhile must not go with it."""
-        del self._listed
+        self.__dict__.pop("_listed", None)
         names = [str(one["name"]) for one in self._listed if not str(one["name"]).lower().startswith(_AUTOMATIC)]
         if names:
             raise PhiflowError(f"{what} has {', '.join(names)} by now, and stays.", fix="Run the same command again.")

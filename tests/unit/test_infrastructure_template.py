@@ -180,7 +180,7 @@ def test_descriptions_are_of_the_versions_that_the_template_names() -> None:
         ("Microsoft.Storage/storageAccounts", "kind", "StorageV3", "enum"),
         ("Microsoft.ContainerRegistry/registries", "sku.name", "Tiny", "enum"),
         ("Microsoft.ContainerRegistry/registries", "properties.loginServer", "x.azurecr.io", "read-only"),
-        ("Microsoft.ManagedIdentity/userAssignedIdentities", "properties.clientId", "x", "read-only"),
+        ("Microsoft.ManagedIdentity/userAssignedIdentities", "properties.clientId", SUBSCRIPTION, "read-only"),
         ("Microsoft.Authorization/roleAssignments", "properties.principalId", None, "required"),
         ("Microsoft.Authorization/roleAssignments", "properties.principalType", "Robot", "enum"),
         ("Microsoft.OperationalInsights/workspaces", "properties.sku.name", "PerMB", "enum"),

@@ -125,11 +125,13 @@ def draw_blueprint(config: PipelineConfig, found: Found) -> Blueprint:
 
 
 def _location(config: AzurePlatformConfig, found: Found) -> str:
-    location = str(found.workspace["location"]) if found.workspace else config.location
+    """The workspace's region; of one to make, the configured one, else its resource group's."""
+    there = found.workspace or (None if config.location else found.group)
+    location = str(there["location"]) if there else config.location
     if not location:
         raise ConfigError(
-            f"platform.location is empty, and workspace {config.workspace} does not exist yet.",
-            fix="Say in which region to make it: --set platform.location=westeurope",
+            f"platform.location is empty, and neither workspace {config.workspace} nor its resource group exists.",
+            fix="Say in which region to make them: --set platform.location=westeurope",
         )
     return location
 

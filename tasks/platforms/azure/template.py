@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tasks.platforms.azure.blueprint import Blueprint
-from tasks.platforms.azure.resource_names import last_name, resource_tags
+from tasks.platforms.azure.resource_names import last_name, resource_tags, role_assignment_name
 from tasks.platforms.local.state import project_folder
 
 if TYPE_CHECKING:
@@ -57,20 +57,26 @@ def template_parameters(
 
 
 def _resources(blueprint: Blueprint) -> dict[str, str]:
-    """The name and the id of each resource, as far as the template asks for them."""
+    """The name and the id of each resource, as far as the template asks for them.
+
+    Resource Manager wants a name of what is not deployed, too.
+    """
     wanted = load_template()["parameters"]
     values: dict[str, str] = {}
     for word, resource_id in blueprint.ids.items():
-        values |= {f"{word}Name": last_name(resource_id), f"{word}Id": resource_id}
+        values |= {f"{word}Name": last_name(resource_id) or "none", f"{word}Id": resource_id}
     return {name: value for name, value in values.items() if name in wanted}
 
 
 def _roles(blueprint: Blueprint) -> dict[str, str]:
-    """The GUID of each role assignment; empty for those that are not given."""
+    """The GUID of each role assignment; one of its own, too, for each that is not given."""
     names = [name for name in load_template()["parameters"] if name.endswith("RoleName")]
     given = {f"{role.word}Name": last_name(role.id) for role in blueprint.roles if role.word and role.principal_id}
     identity = next((role.principal_id for role in blueprint.roles if not role.is_person), "")
-    return {**{name: given.get(name, "") for name in names}, "identityPrincipalId": identity}
+    return {
+        **{name: given.get(name) or role_assignment_name(name, "", "") for name in names},
+        "identityPrincipalId": identity,
+    }
 
 
 def _cluster(config: PipelineConfig, blueprint: Blueprint) -> dict[str, Any]:

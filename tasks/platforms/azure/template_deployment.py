@@ -112,9 +112,10 @@ class TemplateDeployments:
         """Its provisioning state; empty: there is none."""
         try:
             with translated(f"Deployment {name}"):
-                return str(self._client.deployments.get(self._group, name).properties.provisioning_state)
+                state = self._client.deployments.get(self._group, name).properties.provisioning_state
         except NotFoundError:
             return ""
+        return str(getattr(state, "value", state))
 
     def _operations(self, name: str) -> list[Any]:
         with translated(f"Deployment {name}"):

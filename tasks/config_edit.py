@@ -86,11 +86,13 @@ def _read_value(document: Any, dotted: str) -> Any:
 
 
 def _place(document: Any, dotted: str, value: str, path: Path) -> None:
+    from ruamel.yaml.comments import CommentedMap
+
     *sections, last = dotted.split(".")
     below, block = _take_below(document.get(sections[0])), document
     for name in sections:
         if block.get(name) is None:
-            block[name] = {}
+            block[name] = CommentedMap()
         block = block[name]
         if not isinstance(block, dict):
             raise ConfigError(f"Configuration {path} cannot be edited: {name} is a value, not a section.")

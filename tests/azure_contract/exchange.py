@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 _PROVIDER = re.compile(r"/providers/", re.IGNORECASE)
 # The provider itself, which Resource Manager tells and registers, and none of the provider's own resources.
 _REGISTRATION = re.compile(r"(?i)^/subscriptions/[^/]+/providers/[^/]+(/(un)?register)?$")
-_SUBSCRIPTION = re.compile(r"(?i)^/subscriptions/[^/]+$")
+_HOLDER = re.compile(r"(?i)^/subscriptions/[^/]+(/resourceGroups/[^/]+)?$")
 _NAMED = re.compile(r"^/subscriptions/[^/]+(?:/resourceGroups/[^/]+)?", re.IGNORECASE)
 
 
@@ -60,8 +60,8 @@ class Exchange:
     def segments(self) -> tuple[str, ...]:
         """The path behind the resource provider: types and names by turns."""
         parts = _PROVIDER.split(self.path)
-        if _SUBSCRIPTION.match(self.path):
-            rest = self.path.split("/")
+        if holder := _HOLDER.match(self.path):
+            rest = ["resourceGroups" if holder[1] else "subscriptions", self.path.split("/")[-1]]
         elif len(parts) == 1 or _REGISTRATION.match(self.path):
             rest = _NAMED.sub("", self.path).split("/")
         else:

@@ -13,6 +13,7 @@ from tests.azure_emulator.behaviour import Behaviour, Wanted
 from tests.azure_emulator.foundation_types import BEHAVIOURS
 from tests.azure_emulator.resource_ids import ResourceId, group_of, parse_id
 from tests.azure_emulator.resource_types import (
+    ROLE_ASSIGNMENT,
     TYPES,
     WORKSPACE,
     ResourceType,
@@ -119,7 +120,7 @@ class Foundation:
         self._behaviour(kind).require_removable(self._emulator, resource)
         if kind.name != WORKSPACE:
             self.remove(resource["id"], request.query)
-            return Answer(200, None)
+            return Answer(200, resource if kind.name == ROLE_ASSIGNMENT else None)
         resource["properties"]["provisioningState"] = "Deleting"
         self._store.put(resource["id"], resource)
         operations = self._emulator.operations

@@ -176,7 +176,7 @@ class ResourceGroups:
             "name": name,
             "type": "Microsoft.Resources/resourceGroups",
             "location": normal_location(body["location"]),
-            "tags": dict(body.get("tags") or {}),
+            **({"tags": dict(body["tags"])} if body.get("tags") else {}),
             "properties": {"provisioningState": "Succeeded"},
         }
         return {**resource, "managedBy": body["managedBy"]} if body.get("managedBy") else resource

@@ -41,7 +41,7 @@ from tasks.rollout import (
     retire_deployments,
     shift_traffic,
 )
-from tasks.training import finish_training, submit_training
+from tasks.training import failed_attempt, finish_training, submit_training
 
 
 @flow(
@@ -67,7 +67,7 @@ def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]
         approve_submission(config, spec, estimate)
     except GateRefusedError as error:
         return refuse(place, report, str(error))
-    job = submit_training(place, spec)
+    job = submit_training(place, spec, failed_attempt(place, spec))
     serving = ensure_environment(place, config.serving_environment)
     promptflow = ensure_environment(place, config.environment.chat)
     result = finish_training(place, spec, job)

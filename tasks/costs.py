@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks.config import PipelineConfig, PlatformConfig
 from tasks.estimate.actual import Spent, compare
 from tasks.estimate.estimate import RunEstimate, estimate_run
 from tasks.estimate.ranges import dollars, seconds_text
+from tasks.estimate.text import estimate_markdown
 from tasks.platforms.connect import connect
 from tasks.platforms.refs import JobSpec, TrainingResult
 from tasks.step import log, step
@@ -23,6 +25,7 @@ def estimate_costs(config: PipelineConfig, spec: JobSpec) -> RunEstimate:
     log().info("Estimated time=%s cost=%s", seconds_text(estimate.seconds), cost)
     for warning in estimate.warnings:
         log().warning("%s", warning)
+    create_markdown_artifact(estimate_markdown(estimate), key="estimate", description=f"Estimated cost: {cost}")
     return estimate
 
 

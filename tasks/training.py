@@ -34,7 +34,7 @@ def submit_training(place: PlatformConfig, spec: JobSpec, after: JobRef | None =
     """Start the training job, or adopt the one with this content.
 
     Args:
-        after: the attempt of this run that was interrupted; makes this another call than the one before.
+        after: the attempt that this one follows; makes it another call than the one that Prefect remembers.
     """
     job = connect(place).submit_job(spec, str(flow_run.id))
     log().info("Job name=%s attempt=%s url=%s", job.name, job.attempt, job.url)
@@ -47,6 +47,12 @@ def adoptable_job(platform: Platform, spec: JobSpec) -> JobRef | None:
     job = platform.latest_job(spec.key)
     state = platform.read_job(job).state if job else JobState.FAILED
     return job if not state.ended or state == JobState.COMPLETED else None
+
+
+def failed_attempt(place: PlatformConfig, spec: JobSpec) -> JobRef | None:
+    """The last attempt at this job where it left nothing to adopt: a run that is retried submits the next."""
+    platform = connect(place)
+    return None if adoptable_job(platform, spec) else platform.latest_job(spec.key)
 
 
 def finish_training(place: PlatformConfig, spec: JobSpec, job: JobRef) -> TrainingResult:

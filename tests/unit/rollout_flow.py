@@ -80,7 +80,7 @@ def flow_on(platform: FakePlatform, monkeypatch: pytest.MonkeyPatch, tmp_path: P
             monkeypatch.setattr(flow_module, name, stand_in)
         # One of the rollout's steps that is called from elsewhere.
         monkeypatch.setattr(tasks.questions, "require_unchanged", plain(tasks.rollout.require_unchanged))
-        for name in ("begin_run", "training_spec", "tracking_url"):
+        for name in ("begin_run", "training_spec", "tracking_url", "failed_attempt"):
             monkeypatch.setattr(flow_module, name, lambda *_: "")
         monkeypatch.setattr(flow_module, "finish_training", lambda *_: result)
         monkeypatch.setattr(flow_module, "publish_report", lambda _, report: published.append(report))

@@ -13,6 +13,7 @@ from rollout_flow import OLD, unchanged
 import tasks.approval
 import tasks.questions
 import tasks.roll_back
+import tasks.training
 from tasks.approval import FORMS, Answer, Approval
 from tasks.config import PipelineConfig
 from tasks.estimate.estimate import estimate_run
@@ -70,6 +71,17 @@ def test_only_a_job_that_would_be_submitted_is_asked_about(
     platform.jobs[job_spec().key] = state
     submission(platform, approve=["submit"])
     assert bool(asked) == (state in (JobState.FAILED, JobState.CANCELLED))
+
+
+@pytest.mark.parametrize("state", [None, *JobState])
+def test_retried_run_submits_the_attempt_that_it_asked_about(
+    platform: FakePlatform, monkeypatch: pytest.MonkeyPatch, state: JobState | None
+) -> None:
+    """What failed makes submitting another call than the one that Prefect remembers; what is adopted does not."""
+    monkeypatch.setattr(tasks.training, "connect", lambda place: platform)
+    platform.jobs |= {job_spec().key: state} if state else {}
+    follows = tasks.training.failed_attempt(PipelineConfig.model_fields["platform"].default, job_spec())
+    assert (follows is not None) == (state in (JobState.FAILED, JobState.CANCELLED))
 
 
 def test_refused_submission_says_who_and_why(platform: FakePlatform, answers: Callable[..., list[str]]) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"prefect", "pydantic", "torch", "transformers", "mlflow", "datasets", "requests", "yaml", "rich"}
-COMMANDS = ["init", "run", "plan", "data", "status", "chat", "cancel", "roll-back", "freeze", "stop", "env"]
+COMMANDS = ["init", "run", "plan", "data", "status", "chat", "cancel", "approve", "roll-back", "freeze", "stop", "env"]
 
 
 def loaded_by(*arguments: str) -> tuple[set[str], str]:

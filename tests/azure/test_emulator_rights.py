@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import requests
 
 from tests.azure.bodies import cluster_body
 from tests.azure_emulator.action_names import Asked, asked_of
@@ -250,3 +251,64 @@ def test_only_who_may_assign_roles_does(cloud: EmulatorProcess) -> None:
     refused = cloud.send("PUT", f"{name}?{ROLE}", {"properties": {}})
     assert refused.status_code == 403
     assert "'Microsoft.Authorization/roleAssignments/write'" in refused.json()["error"]["message"]
+
+
+def deploy(cloud: EmulatorProcess, *resources: dict[str, Any], verb: str = "") -> requests.Response:
+    """Deploy a template to the group, or only validate it or ask what it would change."""
+    schema = "https://schema.management.azure.com/schemas/2019-04-01/deploymentTemplate.json#"
+    template = {"$schema": schema, "contentVersion": "1.0.0.0", "resources": list(resources)}
+    path = f"{G}/providers/Microsoft.Resources/deployments/rights{verb}?api-version=2022-09-01"
+    told = {"properties": {"mode": "Incremental", "template": template}}
+    return cloud.send("POST" if verb else "PUT", path, told)
+
+
+IDENTITY = {
+    "type": "Microsoft.ManagedIdentity/userAssignedIdentities",
+    "apiVersion": "2023-01-31",
+    "name": "rights",
+    "location": SCOPE.location,
+}
+ASSIGNMENT = {
+    "type": "Microsoft.Authorization/roleAssignments",
+    "apiVersion": "2022-04-01",
+    "name": str(uuid.UUID(int=7)),
+    "properties": {
+        "roleDefinitionId": f"{S}/{AUTHORIZATION}/roleDefinitions/{ROLES['Reader'].guid}",
+        "principalId": PRINCIPAL,
+        "principalType": "ServicePrincipal",
+    },
+}
+
+
+def test_a_template_needs_the_rights_to_each_of_its_resources(cloud: EmulatorProcess) -> None:
+    """A Contributor makes an identity and gives it no role: the refusal names the resource that is the trouble."""
+    become(cloud, G="Contributor")
+    refused = deploy(cloud, IDENTITY, ASSIGNMENT)
+    told = refused.json()["error"]
+    assert told["code"] == "InvalidTemplateDeployment"
+    assert "'Microsoft.Authorization/roleAssignments/write'" in told["message"]
+    assert "userAssignedIdentities/write" not in told["message"]
+    assert deploy(cloud, IDENTITY, verb="/validate").status_code == 200
+    become(cloud, G="Reader")
+    assert deploy(cloud, IDENTITY).json()["error"]["code"] == "AuthorizationFailed"
+
+
+def test_a_template_registers_providers_when_its_caller_may(cloud: EmulatorProcess) -> None:
+    """Who has a role on the group only may not; asking what would change registers nothing."""
+    namespace = "Microsoft.ManagedIdentity"
+    provider = f"{S}/providers/{namespace}?api-version=2021-04-01"
+    cloud.configure(f"providers/{namespace}", {"registrationState": "NotRegistered"})
+    become(cloud, G="Contributor")
+    assert deploy(cloud, IDENTITY).json()["error"]["code"] == "MissingSubscriptionRegistration"
+    become(cloud, S="Owner")
+    assert deploy(cloud, IDENTITY, verb="/whatIf").status_code in (200, 202)
+    assert cloud.send("GET", provider).json()["registrationState"] == "NotRegistered"
+    assert deploy(cloud, IDENTITY).status_code == 201
+    deadline = time.monotonic() + 10
+    made = f"{G}/providers/{IDENTITY['type']}/rights?api-version=2023-01-31"
+    while status(cloud, "GET", made) == 404:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert cloud.send("GET", provider).json()["registrationState"] == "Registered"
+    assert status(cloud, "DELETE", made) == 200
+    assert status(cloud, "DELETE", f"{G}/providers/Microsoft.Resources/deployments/rights?api-version=2022-09-01") < 300

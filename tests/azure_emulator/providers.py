@@ -82,7 +82,7 @@ class Providers:
         self._emulator = emulator
 
     def check(self, request: Request) -> None:
-        """Refuse what needs a provider that the subscription is not registered with; a template registers it.
+        """Refuse what needs a provider that the subscription is not registered with, or a template could not register.
 
         Raises:
             ServiceError: 409 MissingSubscriptionRegistration.
@@ -96,10 +96,13 @@ class Providers:
             return
         namespace = _SPELLED.get(found[1].lower(), found[1])
         may = self._emulator.rights.may(f"{namespace}/register/action", self._emulator.scope.subscription_id)
-        if request.route == "template" and may:
-            self._set(namespace, "Registered")
-        else:
+        if request.route != "template" or not may:
             self.require_registered(namespace)
+
+    def ensure_registered(self, namespace: str) -> None:
+        """Have the subscription be registered, as a template has it before it makes a resource."""
+        if self.state(namespace) != "Registered":
+            self._set(namespace, "Registered")
 
     def require_registered(self, namespace: str) -> None:
         """Refuse a provider that the subscription is not registered with.

@@ -97,6 +97,7 @@ class TemplateRun:
                 raise _scripted(scenario)
         self._wait(_STEP_SECONDS)
         body = self._template.body(resource, self._reference)
+        self._emulator.providers.ensure_registered(resource.type.partition("/")[0])
         answer = self._emulator.call("PUT", resource.id, resource.version, body)
         if scenario.get("do") == "fail":
             raise _scripted(scenario)

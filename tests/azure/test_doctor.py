@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -289,3 +290,25 @@ def test_command_tells_and_ends_with_4(cloud: Set, capsys: pytest.CaptureFixture
     told = capsys.readouterr().out
     assert "fail  quota" in told
     assert f"fix: phiflow up {path} --request-quota" in told
+
+
+def test_roles_of_the_identity_are_looked_for_where_they_hold(cloud: Set, in_azure: EmulatorProcess) -> None:
+    """The identity of cluster and endpoint needs storage and registry; a role given on the group counts as well."""
+    group = f"{SCOPE.subscription_id}/resourceGroups/{SCOPE.group}"
+    identity = f"{group}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/doctored"
+    made = in_azure.send("PUT", f"{identity}?api-version=2023-01-31", {"location": SCOPE.location})
+    assert made.ok, made.text
+    config = configured(platform={"identity": {"resource_id": identity}})
+    wrong = failures(examined(config))
+    assert "doctored lacks Storage Blob Data Contributor on " in wrong[0].found
+    assert {check.name for check in wrong} == {"identity"}
+    principal = made.json()["properties"]["principalId"]
+    assert f'--assignee-object-id {principal} --assignee-principal-type ServicePrincipal --role "' in wrong[0].fix
+    for role in ("ba92f5b4-2d11-453d-a403-e96b0029c9fe", "7f951dda-4ed3-4680-a7ca-43fe172d538d"):
+        definition = f"{SCOPE.subscription_id}/providers/Microsoft.Authorization/roleDefinitions/{role}"
+        properties = {"roleDefinitionId": definition, "principalId": principal, "principalType": "ServicePrincipal"}
+        assigned = f"{group}/providers/Microsoft.Authorization/roleAssignments/{uuid.uuid4()}?api-version=2022-04-01"
+        assert in_azure.send("PUT", assigned, {"properties": properties}).ok
+    assert failures(examined(config)) == []
+    absent = configured(platform={"identity": {"resource_id": f"{identity}-gone"}})
+    assert "which does not exist" in failures(examined(absent))[0].found

@@ -43,7 +43,8 @@ def hush() -> None:
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("azure.ai.ml")]:
         logger = logging.getLogger(name)
         logger.handlers = [handler for handler in logger.handlers if type(handler) is not logging.StreamHandler]
-        logger.setLevel(logging.ERROR)
+        # Its telemetry, which is off, calls each answer of 404 an error.
+        logger.setLevel(logging.CRITICAL if "._telemetry" in name else logging.ERROR)
     connections = logging.getLogger("urllib3.connectionpool")
     if _hide_signatures not in connections.filters:
         connections.addFilter(_hide_signatures)

@@ -17,6 +17,7 @@ from tests.azure_contract.allowlist import ALLOWED
 from tests.azure_contract.calls import count_calls
 from tests.azure_contract.exchange import Exchange
 from tests.azure_contract.judge import Judge, contract_folder, unjudged
+from tests.azure_contract.presence import Asked, note_asked
 
 # What a client must say, and texts that are one of a few, by the names that they have in the service's documentation.
 _REQUIRED = {
@@ -240,3 +241,15 @@ def _at(value: Any, path: tuple[str | int, ...]) -> Any:
     for step in path:
         value = value[step]
     return value
+
+
+def test_what_a_template_asks_for_counts_as_asked() -> None:
+    """A cluster that a template made may be told with the identity that the template gave it."""
+    identity = {"type": "UserAssigned", "userAssignedIdentities": {"[parameters('id')]": {}}}
+    kind = "Microsoft.MachineLearningServices/workspaces/computes"
+    template = {"resources": [{"type": kind, "identity": identity}]}
+    path = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Resources/deployments/d"
+    request = {"properties": {"mode": "Incremental", "template": template}}
+    asked: Asked = {}
+    note_asked(Exchange("PUT", path, {}, request, 201, None), asked)
+    assert "response.identity.userAssignedIdentities" in asked["workspaces/computes"]

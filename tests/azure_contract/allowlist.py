@@ -100,6 +100,13 @@ ALLOWED = (
         recorded=False,
     ),
     Allowed(
+        r"workspaces/\*/computes",
+        r"\.identity\.(principalId|tenantId)$",
+        "missing",
+        "Every recorded cluster has an identity of its own; one that has only those of users has no principal itself.",
+        recorded=False,
+    ),
+    Allowed(
         r"^GET ",
         r"^response\.nextLink$",
         "extra|missing",
@@ -107,10 +114,11 @@ ALLOWED = (
         recorded=False,
     ),
     Allowed(
-        r"locations/\*/\w+OperationsStatus/\*$",
+        r"locations/\*/\w+OperationsStatus/\*$|deployments/\*/operationStatuses/\*$",
         r"^response\.error$",
         "extra",
-        "No recorded operation on jobs, endpoints or clusters failed; the common types describe what one says then.",
+        "No recorded operation on jobs, endpoints, clusters or templates failed; common types describe what one says "
+        "then.",
         recorded=False,
     ),
     Allowed(

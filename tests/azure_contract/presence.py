@@ -110,6 +110,17 @@ def note_asked(exchange: Exchange, asked: Asked) -> None:
     if exchange.method in ("PUT", "PATCH"):
         for key in (exchange.resource, exchange.path.lower()):
             asked.setdefault(key, set()).update(_leaves(exchange.request, "response"))
+        for resource in _template_resources(exchange):
+            kind = str(resource.get("type", "")).partition("/")[2]
+            asked.setdefault(kind, set()).update(_leaves(resource, "response"))
+
+
+def _template_resources(exchange: Exchange) -> list[dict[str, Any]]:
+    """What a template asks for, as a client would by a request for each."""
+    if exchange.resource != "deployments" or not isinstance(exchange.request, dict):
+        return []
+    resources = exchange.request.get("properties", {}).get("template", {}).get("resources") or []
+    return list(resources.values() if isinstance(resources, dict) else resources)
 
 
 def _plain(place: str) -> str:

@@ -162,6 +162,20 @@ _ALL = (
         ),
     ),
     Role(
+        "Key Vault Secrets Officer",
+        "b86a8fe4-44ce-4948-aee5-eccb2c155cd7",
+        (
+            *_COMMON,
+            "Microsoft.KeyVault/checkNameAvailability/read",
+            "Microsoft.KeyVault/deletedVaults/read",
+            "Microsoft.KeyVault/locations/*/read",
+            "Microsoft.KeyVault/vaults/*/read",
+            "Microsoft.KeyVault/operations/read",
+        ),
+        (),
+        ("Microsoft.KeyVault/vaults/secrets/*",),
+    ),
+    Role(
         "Monitoring Reader",
         "43d0d8ad-25c7-4714-9337-8ba259a9fe05",
         ("*/read", "Microsoft.OperationalInsights/workspaces/search/action", "Microsoft.Support/*"),

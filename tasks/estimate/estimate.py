@@ -258,7 +258,8 @@ def _warnings(
     if not config.is_remote:
         return tuple(told)
     assert config.platform.kind == "azure"
-    told += prices.warnings(config.platform.location)
+    sizes = (config.compute.size, config.serving.instance_type)
+    told += prices.warnings(config.platform.location, sizes)
     limit = job_timeout_seconds(config)
     if sum(stage.seconds.high for stage in job) > limit:
         by = "compute.timeout_seconds" if limit == config.compute.timeout_seconds else "cost.max_run"

@@ -47,7 +47,6 @@ class StandingPrices(Section):
 
     container_registry_basic_day: _Dollars | None = None
     container_registry_standard_day: _Dollars | None = None
-    container_registry_premium_day: _Dollars | None = None
     container_registry_task_vcpu_second: _Dollars | None = None
     storage_gb_month: _Dollars | None = None
     log_analytics_gb: _Dollars | None = None
@@ -143,9 +142,15 @@ class Prices:
         name, table = self.tables[0]
         return f"{name} of {table.date}, {table.region}, {table.currency}, without tax ({table.source})"
 
-    def warnings(self, region: str) -> tuple[str, ...]:
-        """Why these prices may be others than the run will pay."""
+    def warnings(self, region: str, sizes: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Why these prices may be others than the run will pay.
+
+        Args:
+            sizes: those that the run pays for.
+        """
         told, table = [], self.newest
+        for by in {machine.priced_by for machine in map(self.machine, sizes)} - {"", self.tables[0][0]}:
+            told.append(f"Some prices are not in {self.tables[0][0]}, and were taken from {by}.")
         age = (datetime.now(UTC).date() - table.date).days
         if age > STALE_DAYS:
             told.append(f"The prices are {age} days old; get today's with: phiflow plan --refresh-prices")
@@ -214,15 +219,19 @@ def standing_costs(config: PipelineConfig, prices: Prices | None = None) -> tupl
     prices, made = prices or load_prices(config), config.platform.resources
     told = []
     if not made.container_registry:
-        day = prices.standing("container_registry_standard_day")
+        day = prices.standing("container_registry_basic_day")
         registry = day * _DAYS_A_MONTH
-        told.append(_monthly("container registry", registry, registry, f"Standard, {day:g} a day"))
+        told.append(_monthly("container registry", registry, registry, f"Basic, {day:g} a day"))
     if not made.storage_account:
         gb = prices.standing("storage_gb_month")
-        told.append(_monthly("storage account", 5 * gb, 200 * gb, f"5 to 200 GB of data and models at {gb:g} a GB"))
+        told.append(_monthly("storage account", 0, 20 * gb, f"0 to 20 GB of data, code and logs at {gb:g} a GB"))
     if not made.log_analytics:
         gb = prices.standing("log_analytics_gb")
         told.append(_monthly("log analytics", 0, 5 * gb, f"0 to 5 GB of logs a month at {gb:g} a GB"))
+    if config.compute.public_ip:
+        hour = prices.standing("load_balancer_hour") + prices.standing("public_ip_hour")
+        why = f"a load balancer and an address at {hour:g} an hour while the cluster has nodes"
+        told.append(_monthly("cluster's network", 0, monthly_cost(hour), why))
     if made.chat_history:
         units, gb = prices.standing("cosmos_million_request_units"), prices.standing("cosmos_gb_month")
         why = f"serverless, 0 to 10 million requests a month at {units:g} a million, and {gb:g} a GB"

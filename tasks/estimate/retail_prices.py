@@ -40,7 +40,7 @@ def refresh_prices(config: PipelineConfig, region: str) -> Path:
             f"Azure's price list has none of {len(wanted)} sizes in region '{region}'.", fix="Check platform.location."
         )
     today = datetime.now(UTC).date()
-    table = PriceTable(date=today, region=region, source=ADDRESS, sizes=sizes)
+    table = PriceTable(date=today, region=region, source=_address(), sizes=sizes)
     path = refreshed_file(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, table.model_dump_json(indent=2, exclude_none=True) + "\n")
@@ -65,7 +65,7 @@ def _items(sizes: list[str], region: str) -> Iterator[dict[str, Any]]:
         f"serviceName eq 'Virtual Machines' and priceType eq 'Consumption' and armRegionName eq '{region}' "
         f"and ({any_size})"
     )
-    url = os.environ.get("PHIFLOW_PRICES_URL", ADDRESS)
+    url = _address()
     params: dict[str, str] | None = {"api-version": _API, "currencyCode": "'USD'", "$filter": wanted}
     while url:
         try:
@@ -79,6 +79,10 @@ def _items(sizes: list[str], region: str) -> Iterator[dict[str, Any]]:
                 fix="Plan without --refresh-prices, or name a table of your own in cost.prices.",
             ) from error
         url, params = str(page.get("NextPageLink") or ""), None
+
+
+def _address() -> str:
+    return os.environ.get("PHIFLOW_PRICES_URL", ADDRESS)
 
 
 def _tier(item: dict[str, Any]) -> str:

@@ -112,6 +112,20 @@ def test_deployment_begins_without_traffic(platform: Platform, deploy: Callable[
     assert answer.seconds > 0
 
 
+def test_plan_finds_the_deployment_by_its_name(
+    place: Place, endpoint: str, deploy: Callable[..., DeploymentRef]
+) -> None:
+    """A plan names the deployment that a run would make, and then adopt, and makes none itself."""
+    model, other = place.model("3"), SERVING.model_copy(update={"max_concurrent_requests": 7})
+    made = deploy("3")
+    found = place.platform.find_deployment(endpoint, model, SERVING, place.environment)
+    assert (found.name, found.origin.reused) == (made.name, True)
+    new = place.platform.find_deployment(endpoint, model, other, place.environment)
+    assert (new.name != made.name, new.origin.reused) == (True, False)
+    with pytest.raises(NotFoundError):
+        place.platform.read_deployment(endpoint, new.name)
+
+
 def test_same_deployment_is_adopted_and_another_model_gets_its_own(
     platform: Platform, deploy: Callable[..., DeploymentRef]
 ) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from flows import doctor
 from tasks.config import ModelConfig, PipelineConfig
-from tasks.platforms.errors import ConfigError, NotFoundError, TransientPlatformError
+from tasks.platforms.errors import ConfigError, NotFoundError, PermissionDeniedError, TransientPlatformError
 from tasks.platforms.local import checks, checks_hub
 from tasks.platforms.local.checking import all_at_once, carried_out, failed, passed, warned
 from tasks.platforms.refs import Check, Outcome
@@ -56,6 +56,7 @@ def test_checks_at_once_are_told_in_their_order() -> None:
         (ConfigError("compute.size is empty.", fix="Set it."), Outcome.FAIL),
         (TransientPlatformError("The service did not answer.", fix="Later."), Outcome.WARN),
         (NotFoundError("Nothing."), Outcome.WARN),
+        (PermissionDeniedError("Sizes were refused to the caller: long."), Outcome.WARN),
         (ZeroDivisionError("division by zero\nand more"), Outcome.WARN),
     ],
 )
@@ -358,22 +359,28 @@ def test_claims_of_a_token_are_read_and_no_other_string_breaks() -> None:
         assert read_claims(broken) == {}
 
 
+DEFAULT = (
+    "Workspace w cannot be reached, because nobody is signed in: DefaultAzureCredential failed to retrieve a token.\n"
+    "Attempted credentials:\n\tEnvironmentCredential: unavailable\n\tAzureCliCredential: "
+)
+
+
 @pytest.mark.parametrize(
-    ("message", "found", "fix"),
+    ("credential", "said", "found", "fix"),
     [
-        ("x, because nobody is signed in: AADSTS700082: The refresh token has expired due to inactivity.",
-         "the login has expired", "az login --tenant t"),
-        ("x, because nobody is signed in: Please run 'az login' to set up an account",
-         "nobody is signed in: Please run 'az login' to set up an account", "az login --tenant t"),
-        ("x, because nobody is signed in: Azure CLI not found on path",
-         "nobody is signed in, and the Azure CLI is missing", "Install the Azure CLI, then az login --tenant t"),
+        ("default", f"{DEFAULT}AADSTS700082: The refresh token is too old.", "the login has expired", "az login"),
+        ("default", f"{DEFAULT}Please run 'az login' to set up an account", "nobody is signed in", "az login"),
+        ("cli", "Azure CLI not found on path", "and the Azure CLI is missing", "Install the Azure CLI, then az login"),
+        ("environment", "signed in: no AZURE_CLIENT_ID\nmore", "gives no token: no AZURE_CLIENT_ID", "credential=cli"),
     ],
-)  # fmt: skip
-def test_why_nobody_is_signed_in_is_told(message: str, found: str, fix: str) -> None:
-    """Expired, never signed in, and no Azure CLI have different commands."""
+)
+def test_why_nobody_is_signed_in_is_told(credential: str, said: str, found: str, fix: str) -> None:
+    """Expired, never signed in, no Azure CLI, and another way to sign in have different commands."""
     from tasks.platforms.azure.checks_sign_in import login_failed
 
-    assert login_failed(message, "az login --tenant t", "default") == (found, fix)
+    told = login_failed(said, "az login --tenant t", credential)
+    assert found in told[0] and fix in told[1]
+    assert "\n" not in "".join(told)
 
 
 @pytest.mark.parametrize(("resolved", "taken"), [((), False), (("mine",), True), (("mine", "phi-"), None)])

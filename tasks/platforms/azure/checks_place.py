@@ -62,7 +62,7 @@ def check_sizes(facts: Facts) -> Iterator[Check]:
     }
     for location, parts in facts.regions.items():
         sizes, restricted = facts.sizes(location), _restricted(facts, location)
-        for key, name in (wanted[part] for part in parts):
+        for key, name in (wanted[part] for part in parts if wanted[part][1]):
             known, reason = sizes.get(name.lower()), restricted.get(name.lower(), "")
             if known is None:
                 reason = "the region does not offer it"

@@ -29,6 +29,8 @@ CONFIGURATION = "CONFIG"
 
 def check_quota(facts: Facts) -> Iterator[Check]:
     """One check a limit, then one for what would do instead of what is missing."""
+    if not facts.config.compute.size:  # told before anything was asked
+        return
     running = read_running(facts.config, facts.workspace) if facts.has_workspace else Running()
     offer = offers.free_credit(offers.offer_of(facts.subscription))
     for location, parts in facts.regions.items():

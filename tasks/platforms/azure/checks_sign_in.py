@@ -74,7 +74,8 @@ def check_login(facts: Facts) -> Iterator[Check]:
     try:
         claims = facts.claims = read_claims(facts.workspace.token("arm"))
     except PhiflowError as error:
-        yield failed("login", *login_failed(error.message, login, place.credential), Failure.AUTHORISATION)
+        said = f"{error.message}\n{error.__cause__ or ''}"  # which tells what was tried, and why it failed
+        yield failed("login", *login_failed(said, login, place.credential), Failure.AUTHORISATION)
         return
     name = claims.get("upn") or claims.get("unique_name") or claims.get("appid") or claims.get("oid") or "somebody"
     yield passed("login", f"signed in as {name}")
@@ -129,13 +130,13 @@ def read_claims(token: str) -> dict[str, Any]:
         return {}
 
 
-def login_failed(message: str, login: str, credential: str) -> tuple[str, str]:
+def login_failed(said: str, login: str, credential: str) -> tuple[str, str]:
     """What was found, and the command, for what azure-identity says."""
-    if _EXPIRED.search(message):
+    if _EXPIRED.search(said):
         return "the login has expired", login
-    said = message.partition("signed in: ")[2] or message
-    if credential in ("default", "cli") and _NO_CLI.search(message):
-        return "nobody is signed in, and the Azure CLI is missing", f"Install the Azure CLI, then {login}"
     if credential in ("default", "cli"):
-        return f"nobody is signed in: {said}", login
-    return f"platform.credential {credential} gives no token: {said}", f"{login}, and platform.credential: cli"
+        has_cli = not _NO_CLI.search(said)
+        found = "nobody is signed in" if has_cli else "nobody is signed in, and the Azure CLI is missing"
+        return found, login if has_cli else f"Install the Azure CLI, then {login}"
+    reason = said.partition("signed in: ")[2].partition("\n")[0] or said.partition("\n")[0]
+    return f"platform.credential {credential} gives no token: {reason}", f"--set platform.credential=cli, and {login}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from tasks.platforms.errors import ConfigError, DataError, Failure, PhiflowError, QuotaError
+from tasks.platforms.errors import ConfigError, DataError, Failure, PermissionDeniedError, PhiflowError, QuotaError
 from tasks.platforms.refs import Check, Outcome
 
 _AT_ONCE = 8
@@ -36,6 +36,8 @@ def carried_out(name: str, check: Callable[[], Iterable[Check]]) -> list[Check]:
     except PhiflowError as error:
         if isinstance(error, _FINDINGS):
             found.append(failed(name, error.message, error.fix, error.failure))
+        elif isinstance(error, PermissionDeniedError):  # the rest of its message is the service's, and long
+            found.append(warned(name, f"not checked: {error.message.partition(': ')[0]}", error.fix))
         else:
             found.append(warned(name, f"not checked: {error.message}", error.fix))
     except Exception as error:  # the other checks go on

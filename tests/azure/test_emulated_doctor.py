@@ -155,7 +155,7 @@ TROUBLE = {
         ("sign-in", {"expired": True}),
         {},
         "login",
-        "",
+        "the login has expired",
         f"az login --tenant {TENANT}",
     ),
     "subscription": (

@@ -107,6 +107,13 @@ ALLOWED = (
         recorded=False,
     ),
     Allowed(
+        r"(PUT|GET) deployments/\*(/operations)?$",
+        r"\.properties\.(outputs|error|statusMessage)$",
+        "extra",
+        "No recorded template failed, or had outputs; Microsoft's description of deployments has all three.",
+        recorded=False,
+    ),
+    Allowed(
         r"^GET ",
         r"^response\.nextLink$",
         "extra|missing",
@@ -126,6 +133,13 @@ ALLOWED = (
         r"^response\.id$",
         "required",
         "The result of a what-if is what would change, and no resource.",
+        recorded=False,
+    ),
+    Allowed(
+        r"deployments(/\*)?(/operations)?$",
+        r"\.properties\.(outputs|error|statusMessage)$",
+        "extra",
+        "No recorded template had outputs, and none failed; both are as the Swagger has them.",
         recorded=False,
     ),
     Allowed(

@@ -56,7 +56,12 @@ def emulator(shared_emulator: EmulatorProcess) -> EmulatorProcess:
 
 @pytest.fixture
 def in_azure(emulator: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> EmulatorProcess:
-    """The emulator, reached from the test's own process: its variables set, its host names resolved, no others."""
+    """The emulator, reached from the test's own process."""
+    return reach(emulator, monkeypatch)
+
+
+def reach(emulator: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> EmulatorProcess:
+    """Have the test's own process reach an emulator: its variables set, its host names resolved, no others."""
     for name, value in emulator.env.items():
         monkeypatch.setenv(name, value)
     for name in ("getaddrinfo", "gethostbyname"):

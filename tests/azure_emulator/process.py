@@ -149,6 +149,17 @@ class EmulatorProcess:
         value: dict[str, Any] = answer.json()
         return value
 
+    def inventory(self) -> list[str]:
+        """The ids of everything that exists in the subscription; see `inventory.py`."""
+        value: list[dict[str, Any]] = self._send("GET", "/_emulator/inventory").json()["value"]
+        return [str(one["id"]) for one in value]
+
+    def control(self, method: str, path: str, body: Any = None) -> requests.Response:
+        """Ask something of the emulator itself, below /_emulator/."""
+        answer = self._send(method, f"/_emulator/{path}", body)
+        assert answer.ok, answer.text
+        return answer
+
     def reset(self) -> None:
         """Forget scenarios, counts and what `configure` set; resources stay."""
         self.configure("settings")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.azure_emulator.server import Emulator
 
 _log = logging.getLogger(__name__)
-_STEP_SECONDS = 0.05
+_STEP_SECONDS = 0.02
 _POLL_SECONDS = 0.02
 _LONGEST_SECONDS = 120.0
 _STATUS = {200: "OK", 201: "Created", 202: "Accepted", 400: "BadRequest", 403: "Forbidden", 404: "NotFound"}

@@ -137,7 +137,8 @@ class Template:
 
     def _parameters(self, given: dict[str, Any]) -> dict[str, Any]:
         declared = self._template.get("parameters") or {}
-        if unknown := [name for name in given if name not in declared]:
+        supplied = {name.lower(): value for name, value in given.items()}
+        if unknown := [name for name in given if name.lower() not in map(str.lower, declared)]:
             raise TemplateError(
                 f"The template parameters '{', '.join(unknown)}' in the parameters file are not valid; they are not "
                 "present in the original template and can therefore not be provided at deployment time. The only "
@@ -146,10 +147,11 @@ class Template:
             )
         values: dict[str, Any] = {}
         for name, about in declared.items():
-            if name in given:
-                if not isinstance(given[name], dict) or "value" not in given[name]:
+            if name.lower() in supplied:
+                holder = supplied[name.lower()]
+                if not isinstance(holder, dict) or "value" not in holder:
                     raise TemplateError(f"The parameter '{name}' has no value: expected {{\"value\": ...}}.")
-                values[name] = given[name]["value"]
+                values[name] = holder["value"]
             elif "defaultValue" in about:
                 values[name] = evaluate(about["defaultValue"], {**self._functions, "parameters": values.__getitem__})
             else:
@@ -161,21 +163,23 @@ class Template:
         return values
 
     def _parameter(self, name: str) -> Any:
-        if name not in self.parameters:
+        known = _spelled(name, self.parameters)
+        if known is None:
             raise TemplateError(
                 f"The template parameter '{name}' is not found. Please see "
                 "https://aka.ms/arm-syntax-parameters for usage details."
             )
-        return self.parameters[name]
+        return self.parameters[known]
 
     def _variable(self, name: str) -> Any:
         variables = self._template.get("variables") or {}
-        if name not in variables:
+        known = _spelled(name, variables)
+        if known is None:
             raise TemplateError(
                 f"The template variable '{name}' is not found. Please see "
                 "https://aka.ms/arm-syntax-variables for usage details."
             )
-        return evaluate(variables[name], self._functions)
+        return evaluate(variables[known], self._functions)
 
     def _of_place(self) -> Functions:
         subscription, group = self._place.subscription["id"], self._place.group["id"]
@@ -269,15 +273,18 @@ class Template:
         return found.id
 
 
+def _spelled(name: str, known: dict[str, Any]) -> str | None:
+    """A name as it is declared; their case does not matter."""
+    return next((one for one in known if one.lower() == name.lower()), None)
+
+
 def _no_reference(*_: Any) -> Any:
     raise TemplateError("The template function 'reference' is not expected at this location.")
 
 
 def _joined(scope: str, kind: str, names: tuple[str, ...]) -> str:
     if kind.count("/") != len(names):
-        raise TemplateError(
-            f"Unable to evaluate template language function 'resourceId': '{kind}' and its names differ."
-        )
+        raise TemplateError(f"Unable to evaluate the function 'resourceId': '{kind}' has not as many names.")
     return resource_id(scope, kind, tuple(str(name) for name in names))
 
 

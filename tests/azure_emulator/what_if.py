@@ -45,7 +45,7 @@ def _change(emulator: Emulator, template: Template, one: TemplateResource) -> di
     if there is None:
         return {"resourceId": one.id, "changeType": "Create", "after": after}
     before = _payload(there, one.version)
-    delta = [change for key in _MEMBERS if key in wanted for change in _delta(key, before.get(key), wanted[key])]
+    delta = [change for key in _MEMBERS if key in wanted for change in differences(key, before.get(key), wanted[key])]
     if "tags" in wanted:  # which a deployment replaces
         delta += [
             {"path": f"tags.{key}", "propertyChangeType": "Delete", "before": value}
@@ -89,20 +89,19 @@ def _payload(resource: dict[str, Any], version: str) -> dict[str, Any]:
     return {"apiVersion": version, **kept}
 
 
-def _delta(path: str, before: Any, after: Any) -> list[dict[str, Any]]:
+def differences(path: str, before: Any, after: Any) -> list[dict[str, Any]]:
     """The differences of what is wanted from what is there; what nobody wants anything of is left out."""
     if after is None:
         return []
     if isinstance(after, dict) and isinstance(before, dict):
         known = {key.lower(): value for key, value in before.items()}
-        return [
-            change for key, value in after.items() for change in _delta(f"{path}.{key}", known.get(key.lower()), value)
-        ]
+        pairs = [(f"{path}.{key}", known.get(key.lower()), value) for key, value in after.items()]
+        return [change for pair in pairs for change in differences(*pair)]
     if isinstance(after, list) and isinstance(before, list):
         children = [
             change
             for number, value in enumerate(after)
-            for change in _delta(str(number), before[number] if number < len(before) else None, value)
+            for change in differences(str(number), before[number] if number < len(before) else None, value)
         ]
         if len(before) > len(after):
             children += [

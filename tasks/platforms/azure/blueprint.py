@@ -42,7 +42,6 @@ _CONFIGURED = {
     "applicationInsights": ("application_insights", "Microsoft.Insights/components"),
     "keyVault": ("key_vault", "Microsoft.KeyVault/vaults"),
 }
-EXISTING_KEYS = tuple(key for key, _ in _CONFIGURED.values())
 # Of an existing workspace, which these are cannot be changed.
 _OF_A_WORKSPACE = ("storageAccount", "containerRegistry", "applicationInsights", "keyVault")
 _RESOURCE_ID = re.compile(r"/subscriptions/[^/]+/resourceGroups/[^/]+/providers/([^/]+/[^/]+)/[^/]+", re.IGNORECASE)
@@ -85,6 +84,13 @@ class Blueprint:
         owner = OWNER_RESOURCES if part in ("owner", "all") else ()
         engineer = ENGINEER_RESOURCES if part in ("engineer", "all") else ()
         return tuple(word for word in (*owner, *engineer) if word in self.made)
+
+
+def named_resources(config: AzurePlatformConfig, blueprint: Blueprint) -> dict[str, str]:
+    """The existing resources that the configuration names, by its key; one of our own names is none of them."""
+    named = {word: (f"resources.{key}", str(getattr(config.resources, key))) for word, (key, _) in _CONFIGURED.items()}
+    named["identity"] = ("identity.resource_id", blueprint.ids["identity"])
+    return {key: one for word, (key, one) in named.items() if one and word not in blueprint.made}
 
 
 def identity_id(config: AzurePlatformConfig) -> str:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.azure.blueprint import EXISTING_KEYS, Blueprint, Found, draw_blueprint, identity_id
+from tasks.platforms.azure.blueprint import Blueprint, Found, draw_blueprint, identity_id, named_resources
 from tasks.platforms.azure.resource_names import last_name, resource_tags
 from tasks.platforms.azure.role_assignments import assign_role, given_elsewise, is_assigned
 from tasks.platforms.azure.survey import GROUPS_API, budget_start, exists, survey
@@ -133,12 +133,8 @@ class Provisioning:
         return found, blueprint.without(given_elsewise(self._workspace, blueprint.roles))
 
     def _require_existing(self, blueprint: Blueprint) -> None:
-        resources, identity = self._platform.resources, self._platform.identity.resource_id
-        named = {f"resources.{key}": getattr(resources, key) for key in EXISTING_KEYS}
-        if identity and identity == blueprint.ids["identity"]:
-            named["identity.resource_id"] = identity
-        for key, resource_id in named.items():
-            if resource_id and not exists(self._workspace, resource_id):
+        for key, resource_id in named_resources(self._platform, blueprint).items():
+            if not exists(self._workspace, resource_id):
                 raise NotFoundError(
                     f"platform.{key} names {last_name(resource_id)}, which does not exist: {resource_id}.",
                     fix=f"Correct platform.{key}, or empty it to have one made.",
@@ -204,9 +200,10 @@ class Provisioning:
         by_id = {change.location.lower(): change for change in changes}
         self._deploying = name
         self._deployments.begin(name, parameters)
-        for resource_id in self._deployments.follow(name):
+        called = {location: f"{change.kind} {change.name}" for location, change in by_id.items()}
+        for resource_id in self._deployments.follow(name, called):
             if change := by_id.get(resource_id.lower()):
-                yield f"{'made' if change.action == 'create' else 'changed'} {change.kind} {change.name}"
+                yield f"{'made' if change.action == 'create' else 'changed'} {called[resource_id.lower()]}"
         self._deploying = ""
 
     def _parameters(self, found: Found, blueprint: Blueprint, words: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,10 @@ _FIXES = (
     (
         r"deleted state|soft.?delete|VaultAlreadyExists",
         "Purge the deleted vault: az keyvault purge --name {name}",
+    ),
+    (
+        r"PrincipalNotFound",
+        "Check platform.resources.engineer: az ad signed-in-user show --query id. Of an identity just made, try again.",
     ),
     (
         r"RoleAssignmentExists",
@@ -86,9 +90,11 @@ class TemplateDeployments:
                 raise
         _log.info("Began deployment name=%s group=%s", name, self._group)
 
-    def follow(self, name: str) -> Iterator[str]:
+    def follow(self, name: str, called: Mapping[str, str] | None = None) -> Iterator[str]:
         """Wait for the deployment to end; yields the id of each resource when it is done.
 
+        Args:
+            called: what people call the resources, by their ids in lower case.
         Raises:
             PhiflowError: a resource was refused or failed; names it, with the service's inner reason.
         """
@@ -106,7 +112,7 @@ class TemplateDeployments:
                 break
             time.sleep(pause)
         if state != "Succeeded":
-            raise self._failure(name, state, operations)
+            raise self._failure(name, state, operations, called or {})
 
     def _state(self, name: str) -> str:
         """Its provisioning state; empty: there is none."""
@@ -123,14 +129,16 @@ class TemplateDeployments:
         made = [one for one in listed if one.target_resource is not None and one.provisioning_operation == "Create"]
         return sorted(made, key=lambda one: str(one.timestamp))
 
-    def _failure(self, name: str, state: str, operations: list[Any]) -> PhiflowError:
+    def _failure(self, name: str, state: str, operations: list[Any], called: Mapping[str, str]) -> PhiflowError:
         for operation in operations:
             if operation.provisioning_state == "Failed" and operation.status_message is not None:
                 resource_id = str(operation.target_resource.id)
-                what = f"{kind_of(resource_id).capitalize()} {last_name(resource_id)}"
+                what = called.get(resource_id.lower()) or f"{kind_of(resource_id)} {last_name(resource_id)}"
                 error = operation.status_message.error
                 if error is not None:
-                    return _refused(what, _status(operation.status_code), error, last_name(resource_id))
+                    return _refused(
+                        what[0].upper() + what[1:], _status(operation.status_code), error, last_name(resource_id)
+                    )
         if state == "Canceled":
             return PhiflowError(f"Deployment {name} was cancelled.", fix=_AGAIN)
         with translated(f"Deployment {name}"):

@@ -12,7 +12,7 @@ from tasks.estimate.documents import estimate_document
 from tasks.estimate.estimate import RunEstimate, estimate_run, per_thousand, require_within_cap
 from tasks.estimate.stages import Stage
 from tasks.platforms.connect import connect, region
-from tasks.platforms.errors import GateRefusedError
+from tasks.platforms.errors import ConfigError, GateRefusedError, NotFoundError, PermissionDeniedError
 from tasks.platforms.refs import JobState, Origin
 from tasks.report_documents import data_document, endpoint_document
 
@@ -103,7 +103,14 @@ def _refresh(config: PipelineConfig) -> str:
 
     if not config.is_remote:
         return "nothing on this machine costs, so no price was asked for"
-    return str(refresh_prices(config, region(config)))
+    try:
+        where = region(config)
+    except (NotFoundError, PermissionDeniedError) as error:
+        raise ConfigError(
+            f"The region to ask prices of is not known: {error.message}",
+            fix="Set platform.location, for example --set platform.location=westeurope",
+        ) from error
+    return str(refresh_prices(config, where))
 
 
 def _job_action(found: Survey) -> str:

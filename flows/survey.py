@@ -81,6 +81,7 @@ def survey(config: PipelineConfig) -> Survey:
     found.compute = found.look("platform", lambda: platform.find_compute(config.compute))
     if found.compute is None:
         _look_here(config, found)
+        found.not_looked_up["platform"] += " A workspace that is not there yet is made by: phiflow up"
         return found
     _look_at_inputs(config, platform, found)
     _look_at_job(config, platform, found)

@@ -213,7 +213,7 @@ NOT_REACHED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["run", "status", "plan"])
+@pytest.mark.parametrize("command", ["run", "status"])
 @pytest.mark.parametrize("case", NOT_REACHED)
 def test_what_is_not_reached_is_one_line(azure: AzureJourney, deployed: Deployed, case: str, command: str) -> None:
     """Without a login, a workspace or its name: one line that says which command or setting is missing."""
@@ -223,6 +223,17 @@ def test_what_is_not_reached_is_one_line(azure: AzureJourney, deployed: Deployed
     assert wanted in ended.stderr
     assert "Traceback" not in ended.stderr
     assert [line for line in ended.stderr.splitlines() if line.startswith("error: ")] == ended.stderr.splitlines()[:1]
+
+
+@pytest.mark.slow
+def test_plan_needs_no_workspace(azure: AzureJourney, deployed: Deployed) -> None:
+    """Without the workspace a plan says what it could not look up, and still what the run takes and costs."""
+    ended = azure.phiflow("plan", deployed.config, "--json", AZURE_ML_WORKSPACE="nowhere")
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    assert "nowhere" in told["not_looked_up"]["platform"]
+    assert told["estimate"]["dollars"]["high"] > 0
+    assert told["data"]["counts"]["train"] > 0
 
 
 @pytest.mark.slow

@@ -222,7 +222,7 @@ def test_plan_needs_no_workspace(platform: LookedAt, error: PhiflowError) -> Non
     """Before there is a workspace, or a way to it, the plan says what it could not look up, and still counts."""
     platform.fails["find_compute"] = error
     plan = make_plan(on_azure(), {})
-    assert plan.found.not_looked_up == {"platform": str(error)}
+    assert plan.found.not_looked_up == {"platform": f"{error} A workspace that is not there yet is made by: phiflow up"}
     told = steps(plan)
     assert {told[step].action for step in ("compute", "job", "endpoint", "traffic")} == {"not known"}
     assert plan.estimate.dollars is not None and not plan.estimate.work.is_stand_in  # type: ignore[union-attr]

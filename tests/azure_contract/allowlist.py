@@ -107,13 +107,6 @@ ALLOWED = (
         recorded=False,
     ),
     Allowed(
-        r"(PUT|GET) deployments/\*(/operations)?$",
-        r"\.properties\.(outputs|error|statusMessage)$",
-        "extra",
-        "No recorded template failed, or had outputs; Microsoft's description of deployments has all three.",
-        recorded=False,
-    ),
-    Allowed(
         r"^GET ",
         r"^response\.nextLink$",
         "extra|missing",

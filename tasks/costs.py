@@ -11,6 +11,7 @@ from tasks.estimate.estimate import RunEstimate, estimate_run
 from tasks.estimate.ranges import dollars, seconds_text
 from tasks.estimate.text import estimate_markdown
 from tasks.platforms.connect import connect
+from tasks.platforms.errors import PhiflowError
 from tasks.platforms.refs import JobSpec, TrainingResult
 from tasks.step import log, step
 from tasks.training import adoptable_job
@@ -32,5 +33,10 @@ def estimate_costs(config: PipelineConfig, spec: JobSpec) -> RunEstimate:
 def read_spent(place: PlatformConfig, estimate: RunEstimate, result: TrainingResult) -> Spent:
     """What the training job took, as its own result and events say, beside the estimate."""
     platform = connect(place)
-    details, events = platform.read_job_result(result.job), platform.read_events(result.job)
+    details = platform.read_job_result(result.job)
+    try:
+        events = platform.read_events(result.job)
+    except PhiflowError as error:  # a run that did its work must not end for want of its own times
+        log().warning("Could not read when job=%s began and ended: %s", result.job.name, error.message)
+        events = ()
     return compare(estimate, details, events, adopted=result.job.origin.reused)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tasks.estimate.ranges import Range, count_text, exactly, gigabytes
 from tasks.estimate.stages import Stage
+from tasks.estimate.work import num_processes
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig
@@ -32,7 +33,7 @@ _DISK_BYTES = (150e6, 1500e6)
 
 def training_seconds(config: PipelineConfig, shape: ModelShape, work: Work, hardware: Hardware) -> Stage:
     """The optimizer steps alone."""
-    train, processes = config.train, _processes(config)
+    processes = num_processes(config)
     each = Range(
         low=flops_per_token(config, shape, work.row_tokens.low),
         high=flops_per_token(config, shape, work.row_tokens.high),
@@ -40,11 +41,9 @@ def training_seconds(config: PipelineConfig, shape: ModelShape, work: Work, hard
     positions = Range(low=work.positions.low * work.num_epochs.low, high=work.positions.high * work.num_epochs.high)
     total = Range(low=positions.low * each.low, high=positions.high * each.high)
     computing = Range(low=total.low / hardware.flops[1] / processes, high=total.high / hardware.flops[0] / processes)
-    passes = work.num_steps.times(train.gradient_accumulation_steps)
-    recompute = " x 4/3 for recomputing" if train.gradient_checkpointing else ""
+    passes = work.num_steps.times(config.train.gradient_accumulation_steps)
     how = (
-        f"{count_text(positions)} token positions x {count_text(each)} FLOPs (6 x {count_text(_multiplied(shape))} + "
-        f"6 x {shape.num_hidden_layers} layers x {shape.hidden_size:,} x {count_text(work.row_tokens)}{recompute}) / "
+        f"{count_text(positions)} token positions x {count_text(each)} FLOPs ({_formula(config, shape, work)}) / "
         f"{hardware.why}{f', {processes} at once' if processes > 1 else ''}, "
         f"and {_PASS_SECONDS[0]:g} to {_PASS_SECONDS[1]:g} s for each of {count_text(passes)} passes"
     )
@@ -53,11 +52,23 @@ def training_seconds(config: PipelineConfig, shape: ModelShape, work: Work, hard
 
 def flops_per_token(config: PipelineConfig, shape: ModelShape, row_tokens: float) -> float:
     """Floating-point operations of training on one token of a row of that width."""
-    parameters = _multiplied(shape)
+    parameters = shape.num_multiplied_parameters
     attention = shape.num_hidden_layers * shape.query_size * row_tokens
     forward = 2 * parameters + 2 * attention
     backward = (4 if config.train.method == "full" else 2) * parameters + 4 * attention
     return forward * (2 if config.train.gradient_checkpointing else 1) + backward
+
+
+def _formula(config: PipelineConfig, shape: ModelShape, work: Work) -> str:
+    """How the FLOPs of a token come about, as `flops_per_token` computes them."""
+    train = config.train
+    weights, attention, again = (6, 6, " x 4/3 for recomputing") if train.method == "full" else (4, 6, "")
+    if train.method != "full" and train.gradient_checkpointing:
+        weights, attention, again = 6, 8, ", recomputing included"
+    return (
+        f"{weights} x {count_text(shape.num_multiplied_parameters)} + {attention} x {shape.num_hidden_layers} layers x "
+        f"{shape.query_size:,} x {count_text(work.row_tokens)}{again if train.gradient_checkpointing else ''}"
+    )
 
 
 def job_stages(
@@ -90,14 +101,6 @@ def checkpoint_bytes(config: PipelineConfig, shape: ModelShape) -> float:
     return 12.0 * trained
 
 
-def _multiplied(shape: ModelShape) -> int:
-    return shape.num_multiplied_parameters
-
-
-def _processes(config: PipelineConfig) -> int:
-    return config.compute.num_nodes * config.compute.processes_per_node if config.is_remote else 1
-
-
 def _loading(config: PipelineConfig, shape: ModelShape, hardware: Hardware) -> Stage:
     usual = Range(low=60, high=240) if config.is_remote else Range(low=5, high=30)
     size = shape.num_parameters * _STORED_BYTES
@@ -110,7 +113,7 @@ def _scoring(
 ) -> Stage:
     """Losses on the test side and some answers; one process does it, whatever trains."""
     hardware, rate = on
-    each = 2 * _multiplied(shape) + 2 * shape.num_hidden_layers * shape.query_size * work.row_tokens.high
+    each = 2 * shape.num_multiplied_parameters + 2 * shape.num_hidden_layers * shape.query_size * work.row_tokens.high
     passes = math.ceil(work.num_test / config.train.per_device_eval_batch_size)
     losses = Range(low=work.test_tokens.low * each / rate[1], high=1.3 * work.test_tokens.high * each / rate[0])
     answers = min(config.train.num_eval_generations, work.num_test)
@@ -132,8 +135,8 @@ def _evaluating_meanwhile(config: PipelineConfig, shape: ModelShape, work: Work,
     if train.eval_strategy == "no":
         return None
     times = work.num_epochs if train.eval_strategy == "epoch" else work.num_steps.times(1 / train.eval_steps)
-    each = 2 * _multiplied(shape)
-    rate = [flops * _processes(config) for flops in hardware.flops]
+    each = 2 * shape.num_multiplied_parameters
+    rate = [flops * num_processes(config) for flops in hardware.flops]
     seconds = Range(
         low=math.floor(times.low) * work.test_tokens.low * each / rate[1],
         high=math.ceil(times.high) * (1.3 * work.test_tokens.high * each / rate[0] + 2),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tasks.estimate.ranges import NOTHING, Range
+from tasks.estimate.ranges import Range
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig
@@ -19,7 +19,7 @@ class Stage:
     """One part of a run.
 
     Args:
-        bills: whose price runs meanwhile: `training`, `serving`, `image`, or nothing.
+        bills: whose price runs meanwhile: `training`, `serving`, `image`, `idle` (the nodes after a job), or nothing.
         on_job: whether a job that is adopted has done it already.
     """
 
@@ -84,8 +84,3 @@ def after_job(config: PipelineConfig) -> list[Stage]:
         Stage(name="move traffic", seconds=Range(low=hold + 60, high=hold + 15 * _MINUTE), how=held, bills="serving"),
         Stage(name="serve the chat app", seconds=Range(low=2, high=60), how="on this machine"),
     ]
-
-
-def total_seconds(stages: list[Stage]) -> Range:
-    """All stages, one after the other."""
-    return sum((stage.seconds for stage in stages), start=NOTHING)

@@ -111,6 +111,28 @@ def test_flops_are_the_known_floor() -> None:
     assert flops_per_token(on_azure(train={"method": "lora"}), PHI_SHAPE, 2048) < plain * 4 / 3
 
 
+@pytest.mark.parametrize(
+    ("train", "formula"),
+    [
+        ({}, "6 x 3.72 billion + 6 x 32 layers x 3,072 x 1,200 x 4/3 for recomputing"),
+        ({"gradient_checkpointing": False}, "6 x 3.72 billion + 6 x 32 layers x 3,072 x 1,200)"),
+        ({"method": "lora"}, "6 x 3.72 billion + 8 x 32 layers x 3,072 x 1,200, recomputing included"),
+        ({"method": "lora", "gradient_checkpointing": False}, "4 x 3.72 billion + 6 x 32 layers x 3,072 x 1,200)"),
+    ],
+)
+def test_arithmetic_shown_is_the_arithmetic_done(tmp_path: Path, train: dict[str, Any], formula: str) -> None:
+    """The line's own numbers give the FLOPs that it says."""
+    tokens = TOKENS | {"mean": 1200.0, "max": 1200, "truncated_share": 0.0}
+    config = on_azure(train=train)
+    estimate = estimate_run(config, None, prepared(tmp_path, [4800] * 8, 4, tokens))
+    how = next(stage.how for stage in estimate.stages if stage.name == "train")
+    assert formula in how
+    weights, attention = (float(formula.split(" x ")[0]), float(formula.split(" + ")[1].split(" x ")[0]))
+    flops = weights * PHI_SHAPE.num_multiplied_parameters + attention * 32 * 3072 * 1200
+    flops *= 4 / 3 if "4/3" in formula else 1
+    assert flops == pytest.approx(flops_per_token(config, PHI_SHAPE, 1200))
+
+
 def test_time_is_flops_over_the_data_sheet(estimate: RunEstimate) -> None:
     """1.8 million tokens and their padding, three times, at 20 to 45 % of 312 TFLOP/s; the arithmetic is shown."""
     train = next(stage for stage in estimate.stages if stage.name == "train")

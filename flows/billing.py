@@ -10,8 +10,7 @@ from tasks.platforms.errors import ConfigError
 
 def what_bills(config: PipelineConfig) -> list[str]:
     """One line for the endpoint and one for the cluster, each with the command that ends the bill."""
-    place = config.platform
-    if place.kind == "local":
+    if not config.is_remote:
         return []
     serving, compute = config.serving, config.compute
     nodes = f"{serving.instance_count} x {serving.instance_type}"

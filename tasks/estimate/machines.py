@@ -92,7 +92,7 @@ class Hardware:
 
 def training_hardware(config: PipelineConfig, machine: Machine, num_parameters: int) -> Hardware | None:
     """The hardware of one process; None for a size of which nothing is known."""
-    if config.platform.kind == "local":
+    if not config.is_remote:
         cores = (os.cpu_count() or 1, _CPU_FLOPS_PER_CORE)
         return _this_gpu(config) or _processors("this machine", cores, _this_memory(), num_parameters)
     if machine.gpus:

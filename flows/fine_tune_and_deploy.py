@@ -18,7 +18,7 @@ from tasks.config import PipelineConfig, PlatformConfig
 from tasks.config_files import with_absolute_paths
 from tasks.costs import estimate_costs
 from tasks.data import prepare_data
-from tasks.estimate.estimate import require_within_cap
+from tasks.estimate.cap import require_within_cap
 from tasks.evaluation import compare_with_champion, read_champion
 from tasks.infrastructure import (
     ensure_compute,

@@ -8,8 +8,9 @@ from typing import Any
 from flows.plan_steps import PlanStep, plan_steps
 from flows.survey import Survey, survey
 from tasks.config import PipelineConfig
+from tasks.estimate.cap import require_within_cap
 from tasks.estimate.documents import estimate_document
-from tasks.estimate.estimate import RunEstimate, estimate_run, per_thousand, require_within_cap
+from tasks.estimate.estimate import RunEstimate, estimate_run, per_thousand
 from tasks.estimate.stages import Stage
 from tasks.platforms.connect import connect, region
 from tasks.platforms.errors import ConfigError, GateRefusedError, NotFoundError, PermissionDeniedError

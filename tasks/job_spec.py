@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trainer
 from tasks.config import PipelineConfig
-from tasks.estimate.estimate import job_timeout_seconds
+from tasks.estimate.cap import job_timeout_seconds
 from tasks.platforms.refs import BaseModelRef, ComputeRef, DataManifest, EnvironmentRef, JobKind, JobSpec
 from trainer.files import sha256_file
 

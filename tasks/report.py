@@ -13,7 +13,8 @@ from tasks.config import PlatformConfig
 from tasks.costs import read_spent
 from tasks.estimate.actual import Spent, spent_document, spent_table
 from tasks.estimate.documents import estimate_document
-from tasks.estimate.estimate import RunEstimate, estimate_markdown
+from tasks.estimate.estimate import RunEstimate
+from tasks.estimate.text import estimate_markdown
 from tasks.evaluation import summary
 from tasks.platforms.connect import connect
 from tasks.platforms.refs import (

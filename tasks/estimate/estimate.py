@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 
 from tasks.estimate import duration, memory
 from tasks.estimate.bills import Bill, bills_after
+from tasks.estimate.cap import job_timeout_seconds
 from tasks.estimate.duration import job_stages
 from tasks.estimate.machines import Hardware, packs, training_hardware
 from tasks.estimate.memory import MemoryNeed, estimate_memory
 from tasks.estimate.model_shapes import ModelShape, find_shape
 from tasks.estimate.prices import Prices, load_prices
-from tasks.estimate.ranges import NOTHING, Range, dollars, exactly
+from tasks.estimate.ranges import NOTHING, Range, exactly
 from tasks.estimate.stages import Stage, after_job, before_job
-from tasks.estimate.text import estimate_markdown
 from tasks.estimate.work import Work, measure_work, stand_in_work
-from tasks.platforms.errors import GateRefusedError
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig
@@ -146,42 +145,6 @@ def per_thousand(config: PipelineConfig, estimate: RunEstimate) -> Stage | None:
     return duration.training_seconds(config, estimate.shape, estimate.work, hardware)
 
 
-def require_within_cap(config: PipelineConfig, estimate: RunEstimate) -> None:
-    """Refuse a run that may cost more than `cost.max_run`; on this machine nothing costs.
-
-    Raises:
-        GateRefusedError: the high end is above the cap, or a price is missing; one line says what to change.
-    """
-    cap = config.cost.max_run
-    if cap is None or not config.is_remote:
-        return
-    if estimate.dollars is None:
-        sizes = ", ".join(estimate.unpriced)
-        entry = ", ".join(f'"{size}": {{"{config.compute.tier}": DOLLARS_AN_HOUR}}' for size in estimate.unpriced)
-        table = config.cost.prices or "a price table that cost.prices names"
-        raise GateRefusedError(
-            f"cost.max_run is {cap:g} dollars, but no price is known of {sizes}, so the run is not begun.",
-            fix=f'Add {entry} to "sizes" in {table}, or run: phiflow plan --refresh-prices',
-        )
-    if estimate.dollars.high > cap:
-        raise GateRefusedError(
-            f"The run may cost {dollars(estimate.dollars)}, and cost.max_run is {cap:g}, so it is not begun.",
-            fix="Raise cost.max_run, lower train.num_train_epochs, or set another compute.size; phiflow plan shows "
-            "what costs.",
-        )
-
-
-def job_timeout_seconds(config: PipelineConfig) -> int:
-    """The training job's limit: `compute.timeout_seconds`, or sooner what `cost.max_run` buys of its nodes."""
-    limit, cap = config.compute.timeout_seconds, config.cost.max_run
-    if cap is None or not config.is_remote:
-        return limit
-    hourly = load_prices(config).machine(config.compute.size).hourly(config.compute.tier)
-    if not hourly:
-        return limit
-    return max(60, min(limit, int(cap / (hourly * config.compute.num_nodes) * 3600)))
-
-
 def _per_job(config: PipelineConfig, hourly: float | None) -> float | None:
     if not config.is_remote:
         return 0.0
@@ -265,6 +228,3 @@ def _warnings(
         by = "compute.timeout_seconds" if limit == config.compute.timeout_seconds else "cost.max_run"
         told.append(f"The job may be ended by {by}, after {limit} s; the next attempt starts from its last checkpoint.")
     return tuple(told)
-
-
-__all__ = ["RunEstimate", "estimate_markdown", "estimate_run", "job_timeout_seconds", "require_within_cap"]

@@ -13,18 +13,13 @@ from estimates import here as on_this_machine
 
 from tasks.estimate import machines
 from tasks.estimate.actual import compare, spent_document, spent_lines, spent_table
+from tasks.estimate.cap import job_timeout_seconds, require_within_cap
 from tasks.estimate.documents import estimate_document
 from tasks.estimate.duration import flops_per_token
-from tasks.estimate.estimate import (
-    RunEstimate,
-    estimate_markdown,
-    estimate_run,
-    job_timeout_seconds,
-    per_thousand,
-    require_within_cap,
-)
+from tasks.estimate.estimate import RunEstimate, estimate_run, per_thousand
 from tasks.estimate.model_shapes import KNOWN
 from tasks.estimate.ranges import Range
+from tasks.estimate.text import estimate_markdown
 from tasks.platforms.errors import GateRefusedError
 
 TOKENS = {"tokenizer": "t", "mean": 1100.0, "p50": 1000, "p95": 2000, "max": 2500, "truncated_share": 0.04}

@@ -117,7 +117,7 @@ class Planting:
         theirs = self.bench.job("sleep 600", f"{W}/computes/busy-nodes")
         self.bench.submit("support-theirs", theirs)
         for name in ("support-live", "support-theirs"):
-            self._stays(f"{W}/jobs/{name}?api-version=2024-04-01")
+            self._stays(f"{W}/jobs/{name}?api-version=2024-01-01-preview")
         for name in ENDED_JOBS:
             self.job(name, ENDED_RUN, command="true")
 
@@ -176,6 +176,7 @@ class Planting:
         """A deployment without our tag, made by hand on our endpoint."""
         path = f"onlineEndpoints/{ENDPOINT}/deployments"
         body = self.bench.read(f"{W}/{path}/{like}{ASSETS}")
+        body["properties"].pop("provisioningState")
         theirs = {key: body[key] for key in ("location", "sku", "properties")}
         self.bench.put(f"{path}/theirs{ASSETS}", theirs)
         until(lambda: self._state(f"{path}/theirs") == "Succeeded")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tasks.platforms.azure.client import Workspace
 
 _ENDED_JOBS = ("Completed", "Failed", "Canceled")
+_JOBS_API = "2024-01-01-preview"
 _RUN_LABEL = "phiflow.of."
 _ASSET = re.compile(r"(?:^azureml:|/(?:models|environments)/)([\w.-]+)(?::|/versions/)([\w.-]+)$")
 Asset = tuple[str, str]
@@ -63,7 +64,7 @@ class Inventory:
     @functools.cached_property
     def all_jobs(self) -> list[dict[str, Any]]:
         """Jobs in any state, anybody's, the newest first."""
-        found = list_all(self._workspace, "jobs", "The workspace's jobs", listViewType="All")
+        found = list_all(self._workspace, "jobs", "The workspace's jobs", _JOBS_API, listViewType="All")
         return sorted(found, key=made_at, reverse=True)
 
     @functools.cached_property

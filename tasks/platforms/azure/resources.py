@@ -113,9 +113,9 @@ class Resource:
             pause *= 1.5
 
 
-def list_all(workspace: Workspace, path: str, what: str, **params: str) -> Iterator[dict[str, Any]]:
+def list_all(workspace: Workspace, path: str, what: str, api: str = API, **params: str) -> Iterator[dict[str, Any]]:
     """Every resource of a kind, by its path below the workspace, page by page."""
-    url, query = f"{workspace.resource_id}/{path}", {"api-version": API, **params}
+    url, query = f"{workspace.resource_id}/{path}", {"api-version": api, **params}
     while url:
         page = workspace.send("GET", url, params=query, what=what).json()
         yield from page.get("value") or ()

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("azure.ai.ml", reason="the packages for Azure are not installed")
 
+from tests.azure.emptied import clear
 from tests.azure_emulator.azurite import NoAzuriteError, find_azurite
 from tests.azure_emulator.process import ROOT, EmulatorProcess
 
@@ -52,6 +53,24 @@ def emulator(shared_emulator: EmulatorProcess) -> EmulatorProcess:
     """The emulator, without scenarios and with counts at zero."""
     shared_emulator.reset()
     return shared_emulator
+
+
+@pytest.fixture(scope="session")
+def empty_emulator(
+    start_emulator: Callable[..., EmulatorProcess], tmp_path_factory: pytest.TempPathFactory
+) -> EmulatorProcess:
+    """One emulator that began with nothing, for all tests that make their resources themselves."""
+    return start_emulator(tmp_path_factory.mktemp("empty"), "--empty")
+
+
+@pytest.fixture
+def cloud(empty_emulator: EmulatorProcess) -> Iterator[EmulatorProcess]:
+    """The empty emulator, without scenarios and with counts at zero; what the test makes is gone afterwards."""
+    empty_emulator.reset()
+    assert empty_emulator.inventory() == []
+    yield empty_emulator
+    empty_emulator.reset()
+    clear(empty_emulator)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from azure.mgmt.resource.deployments import DeploymentsMgmtClient
 from azure.storage.blob import BlobServiceClient, ContainerClient
 
 from tests.azure.conftest import reach
+from tests.azure.emptied import delete_group, purge_vault, purge_workspace
 from tests.azure.foundation_template import TYPES, foundation_template, template
 from tests.azure.workbench import until
 from tests.azure_contract.exchange import logged
@@ -40,22 +41,6 @@ class _Token:
 
     def get_token(self, *_: str, **__: Any) -> AccessToken:
         return AccessToken(self._token, int(time.time()) + 3600)
-
-
-@pytest.fixture(scope="module")
-def empty(start_emulator: Callable[..., EmulatorProcess], tmp_path_factory: pytest.TempPathFactory) -> EmulatorProcess:
-    """An emulator that begins with nothing."""
-    return start_emulator(tmp_path_factory.mktemp("empty"), "--empty")
-
-
-@pytest.fixture
-def cloud(empty: EmulatorProcess) -> Iterator[EmulatorProcess]:
-    """The emulator with nothing in it and no scenario; whatever a test makes is gone afterwards."""
-    empty.reset()
-    assert empty.inventory() == []
-    yield empty
-    empty.reset()
-    _clear(empty)
 
 
 @pytest.fixture
@@ -233,7 +218,7 @@ def test_names_of_others_are_not_to_be_had(cloud: EmulatorProcess, client: Deplo
     vault = _only("Microsoft.KeyVault/vaults")
     with pytest.raises(HttpResponseError, match=r"ConflictError.* already exists in deleted state"):
         client.deployments.begin_create_or_update(_GROUP, "phiflow", _body(vault)).result()
-    _purge(cloud, _NAME)
+    purge_vault(cloud, _NAME)
     client.deployments.begin_create_or_update(_GROUP, "phiflow", _body(vault)).result()
 
 
@@ -243,25 +228,23 @@ def test_deleting_a_group_leaves_what_azure_leaves(cloud: EmulatorProcess, clien
     _blobs(cloud).create_container("mine")
     tagged = f"{_V}&$filter=tagName eq 'phiflow' and tagValue eq '1'"
     assert len(cloud.send("GET", f"{SCOPE.subscription_id}/resources{tagged}").json()["value"]) == len(TYPES) - 3
-    _delete_group(cloud)
+    delete_group(cloud)
     assert cloud.send("GET", f"{SCOPE.workspace_id}/jobs?api-version=2024-10-01-preview").status_code == 404
     left = [one.rsplit("/", 2)[1:] for one in cloud.inventory()]
     assert sorted(left) == [["deletedVaults", _NAME], ["workspaces", SCOPE.workspace]]
-    cloud.send("PUT", f"{SCOPE.group_id}{_V}", {"location": SCOPE.location})
-    body = _body()
-    cloud.send("DELETE", f"{SCOPE.workspace_id}?api-version=2024-10-01-preview&forceToPurge=true")
-    _purge(cloud, _NAME)
-    assert client.deployments.begin_create_or_update(_GROUP, "phiflow", body).result().properties.error is None
+    purge_workspace(cloud)
+    purge_vault(cloud, _NAME)
+    assert client.deployments.begin_create_or_update(_GROUP, "phiflow", _body()).result().properties.error is None
     made = {one.name for one in _blobs(cloud).list_containers()}
     assert made == {"azureml", f"azureml-blobstore-{workspace_guid(SCOPE.workspace_id)}"}
 
 
-def test_all_of_it_is_as_described(empty: EmulatorProcess) -> None:
+def test_all_of_it_is_as_described(empty_emulator: EmulatorProcess) -> None:
     """What passed for these tests holds against Microsoft's descriptions and the recordings."""
     folder = contract_folder()
     if folder is None:
         pytest.skip("Microsoft's descriptions are not on this machine")
-    found = Judge(folder).findings(logged(empty.log))
+    found = Judge(folder).findings(logged(empty_emulator.log))
     assert [str(one) for one in found] == []
 
 
@@ -317,28 +300,3 @@ def _blobs(cloud: EmulatorProcess) -> BlobServiceClient:
 
 def _states(client: DeploymentsMgmtClient, name: str) -> list[str]:
     return [str(one.properties.provisioning_state) for one in client.deployment_operations.list(_GROUP, name)]
-
-
-def _delete_group(cloud: EmulatorProcess) -> None:
-    answer = cloud.send("DELETE", f"{SCOPE.group_id}{_V}")
-    assert answer.status_code == 202, answer.text
-    until(lambda: cloud.send("HEAD", f"{SCOPE.group_id}{_V}").status_code == 404)
-
-
-def _purge(cloud: EmulatorProcess, vault: str) -> None:
-    provider = f"{SCOPE.subscription_id}/providers/Microsoft.KeyVault"
-    where = f"{provider}/locations/{SCOPE.location}/deletedVaults/{vault}"
-    assert cloud.send("POST", f"{where}/purge?api-version=2024-11-01").status_code == 202
-    until(lambda: cloud.send("GET", f"{where}?api-version=2024-11-01").status_code == 404)
-
-
-def _clear(cloud: EmulatorProcess) -> None:
-    """Away with all that a test has left."""
-    for one in cloud.inventory():
-        if one.endswith(f"/workspaces/{SCOPE.workspace}"):
-            cloud.send("DELETE", f"{one}?api-version=2024-10-01-preview&forceToPurge=true")
-            until(lambda path=one: path not in cloud.inventory())
-    if SCOPE.group_id in cloud.inventory():
-        _delete_group(cloud)
-    for one in cloud.inventory():
-        _purge(cloud, one.rsplit("/", 1)[1])

@@ -37,7 +37,7 @@ class Behaviour:
     def require(self, it: Wanted) -> None:
         """Raise a ServiceError when the provider refuses the body; asked before a template is deployed, too."""
 
-    def require_new(self, emulator: Emulator, target: ResourceId) -> None:
+    def require_new(self, it: Wanted) -> None:
         """Raise a ServiceError when the provider refuses that it is made now."""
 
     def completed(self, it: Wanted, resource: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class Foundation:
         with self._store.lock:
             before = self._store.get(str(target))
             self.require_shape(target, kind, request.json)
-            self._require_free(target, kind, before)
+            self._require_free(target, kind, request.json, before)
             resource = self._completed(target, kind, request.json, before)
             self._store.put(resource["id"], resource)
         self._behaviour(kind).made(self._emulator, resource, before)
@@ -78,7 +78,7 @@ class Foundation:
         operation = operations.start(
             request, lambda fault: self._end(resource["id"], fault), family="workspace", seconds=0.2
         )
-        return Answer(202, None, operations.headers(operation, request))
+        return Answer(202, self._shown(resource["id"]), operations.headers(operation, request))
 
     def patch(self, request: Request) -> Answer:
         target, kind = self._target(request.path, request.api_version)
@@ -92,7 +92,6 @@ class Foundation:
                     resource[field] = given[field]
             resource["properties"] = {**resource["properties"], **(given.get("properties") or {})}
             resource = self._completed(target, kind, resource, resource)
-            resource["properties"]["provisioningState"] = "Succeeded"
             self._store.put(resource["id"], resource)
         return Answer(200, self._shown(resource["id"]))
 
@@ -240,7 +239,9 @@ class Foundation:
         resource["properties"] = {**((before or {}).get("properties") or {}), **given}
         return self._behaviour(kind).completed(Wanted(self._emulator, target, body, before), resource)
 
-    def _require_free(self, target: ResourceId, kind: ResourceType, before: dict[str, Any] | None) -> None:
+    def _require_free(
+        self, target: ResourceId, kind: ResourceType, body: dict[str, Any], before: dict[str, Any] | None
+    ) -> None:
         if kind.extension and target.scope.lower() != self._emulator.scope.subscription_id.lower():
             if not self.exists(target.scope):
                 scope = parse_id(target.scope)
@@ -256,7 +257,7 @@ class Foundation:
         if kind.worldwide and before is None and self.is_taken(kind, target.name):
             raise name_taken(kind, target.name)
         if before is None:
-            self._behaviour(kind).require_new(self._emulator, target)
+            self._behaviour(kind).require_new(Wanted(self._emulator, target, body, None))
 
     def _find(self, target: ResourceId) -> dict[str, Any]:
         found = self._store.get(str(target))

@@ -74,10 +74,15 @@ class _Vault(Behaviour):
                 message = f'The property "{field}" cannot be set to false. Enabling it for a vault is irreversible.'
                 raise arm_error(400, "BadRequest", message)
 
-    def require_new(self, emulator: Emulator, target: ResourceId) -> None:
-        emulator.soft_deleted.require_vault_free(target.name)
+    def require_new(self, it: Wanted) -> None:
+        deleted = it.emulator.soft_deleted
+        if it.properties.get("createMode") != "recover":
+            deleted.require_vault_free(it.target.name)
+        elif not deleted.recover_vault(it.target.name):
+            raise arm_error(404, "VaultNotFound", f"There is no deleted vault '{it.target.name}' to recover.")
 
     def completed(self, it: Wanted, resource: dict[str, Any]) -> dict[str, Any]:
+        resource["properties"].pop("createMode", None)
         resource["properties"] = {"enableSoftDelete": True, "softDeleteRetentionInDays": 90} | resource["properties"]
         resource["properties"] |= {
             "provisioningState": "Succeeded",
@@ -184,8 +189,8 @@ class _Workspace(Behaviour):
     def require(self, it: Wanted) -> None:
         workspace.require_body(it.body)
 
-    def require_new(self, emulator: Emulator, target: ResourceId) -> None:
-        emulator.soft_deleted.require_workspace_free(str(target))
+    def require_new(self, it: Wanted) -> None:
+        it.emulator.soft_deleted.require_workspace_free(str(it.target))
 
     def completed(self, it: Wanted, resource: dict[str, Any]) -> dict[str, Any]:
         return workspace.completed(it.emulator, resource, it.before)

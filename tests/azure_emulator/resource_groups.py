@@ -75,16 +75,18 @@ class ResourceGroups:
         return [one for one in below if _is_tracked(one)]
 
     def require_place(self, request: Request) -> None:
-        """Refuse what is below a group or a workspace that does not exist.
+        """Refuse what is below a group or a workspace that does not exist, and what is new in one that is deleted.
 
         Raises:
-            ServiceError: 404.
+            ServiceError: 404 or 409.
         """
         if request.route == "template":  # which may make the place, too
             return
         group = group_of(request.path)
         if group and len(group) < len(request.path):
-            self.find(group.rsplit("/", 1)[-1])
+            found = self.find(group.rsplit("/", 1)[-1])
+            if request.method in ("PUT", "PATCH") and found["properties"]["provisioningState"] == "Deleting":
+                raise being_deleted(found["name"])
         below = _BELOW_WORKSPACE.fullmatch(request.path)
         if below and self._store.get(below[1]) is None:
             raise resource_not_found(WORKSPACE, below["name"], group.rsplit("/", 1)[-1])
@@ -107,7 +109,7 @@ class ResourceGroups:
         with self._store.lock:
             before = self._store.get(f"{self._folder}/{name}")
             if before and before["properties"]["provisioningState"] == "Deleting":
-                raise _being_deleted(name)
+                raise being_deleted(name)
             if before and before["location"] != location:
                 message = (
                     f"Invalid resource group location '{location}'. The Resource group already exists in location "
@@ -136,7 +138,7 @@ class ResourceGroups:
         with self._store.lock:
             resource = self.find(request.parameters["group"])
             if resource["properties"]["provisioningState"] == "Deleting":
-                raise _being_deleted(resource["name"])
+                raise being_deleted(resource["name"])
             resource["properties"]["provisioningState"] = "Deleting"
             self._store.put(resource["id"], resource)
         operations = self._emulator.operations
@@ -222,6 +224,7 @@ def _matches(resource: dict[str, Any], clauses: list[tuple[str, str, str]]) -> b
     return True
 
 
-def _being_deleted(name: str) -> ServiceError:
+def being_deleted(name: str) -> ServiceError:
+    """What Resource Manager says of changes in a group that is being deleted."""
     message = f"The resource group '{name}' is in deprovisioning state and cannot perform this operation."
     return arm_error(409, "ResourceGroupBeingDeleted", message)

@@ -9,16 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from tests.azure_emulator.regions import REGIONS
 from tests.azure_emulator.web import ServiceError, arm_error
 
-LOCATIONS = (
-    *("westeurope", "northeurope", "francecentral", "germanywestcentral", "italynorth", "polandcentral"),
-    *("spaincentral", "swedencentral", "switzerlandnorth", "norwayeast", "uksouth", "ukwest"),
-    *("eastus", "eastus2", "centralus", "northcentralus", "southcentralus", "westcentralus", "westus", "westus2"),
-    *("westus3", "canadacentral", "canadaeast", "brazilsouth", "southafricanorth", "uaenorth", "qatarcentral"),
-    *("australiaeast", "southeastasia", "eastasia", "japaneast", "japanwest", "koreacentral", "centralindia"),
-    "southindia",
-)
+LOCATIONS = tuple(REGIONS)
 MACHINE_LEARNING = "Microsoft.MachineLearningServices"
 WORKSPACE = f"{MACHINE_LEARNING}/workspaces"
 STORAGE = "Microsoft.Storage/storageAccounts"
@@ -88,7 +82,7 @@ _TYPES = (
     ),
     ResourceType(
         LOG_ANALYTICS,
-        _years("2020-08-01 2020-10-01 2021-06-01 2022-10-01 2023-09-01 2025-02-01 2025-07-01"),
+        _years("2015-03-20 2020-08-01 2020-10-01 2021-06-01 2022-10-01 2023-09-01 2025-02-01 2025-07-01"),
         r"[A-Za-z0-9][A-Za-z0-9-]{2,61}[A-Za-z0-9]",
     ),
     ResourceType(INSIGHTS, _years("2015-05-01 2018-05-01-preview 2020-02-02-preview 2020-02-02"), r"[\w.()-]{1,260}"),

@@ -100,6 +100,10 @@ class SoftDeleted:
         }
         self._store.put(f"{_VAULTS}/{name}", shown)
 
+    def recover_vault(self, name: str) -> bool:
+        """Have a deleted vault's name free for the vault itself; False when there is none."""
+        return self._store.delete(f"{_VAULTS}/{name}")
+
     def add_workspace(self, resource_id: str) -> None:
         """Keep a workspace's name."""
         self._store.put(f"{_WORKSPACES}{resource_id}", {"id": resource_id})

@@ -42,9 +42,6 @@ def prepared(emulator: Emulator, request: Request, group: dict[str, Any]) -> Tem
     Raises:
         ServiceError: what Resource Manager answers.
     """
-    if group["properties"]["provisioningState"] == "Deleting":
-        message = f"The resource group '{group['name']}' is in deprovisioning state and cannot perform this operation."
-        raise arm_error(409, "ResourceGroupBeingDeleted", message)
     properties = request.json.get("properties") or {}
     if str(properties.get("mode", "")).lower() != "incremental":
         message = f"The deployment's mode is '{properties.get('mode')}': the emulator deploys incrementally only."

@@ -12,9 +12,10 @@ from tests.azure_emulator.names import FOUNDATION, PRINCIPAL, STORAGE_ENDPOINT, 
 from tests.azure_emulator.resource_ids import parse_id
 from tests.azure_emulator.resource_types import LOG_ANALYTICS, REGISTRY, STORAGE, TYPES
 from tests.azure_emulator.sizes import SIZES, family_name
-from tests.azure_emulator.web import Answer, Request, not_found, now, validation_error
+from tests.azure_emulator.web import Answer, Request, ServiceError, arm_error, not_found, now
 
 if TYPE_CHECKING:
+    from tests.azure_emulator.arm import Scope
     from tests.azure_emulator.server import Emulator
 
 ARTIFACT_CONTAINER = "azureml"
@@ -44,10 +45,10 @@ def require_body(body: dict[str, Any]) -> None:
     properties = body.get("properties") or {}
     missing = [field for field in _NEEDED if not properties.get(field)]
     if missing:
-        raise validation_error(f"Missing dependent resources in workspace json: {', '.join(missing)}.")
+        raise _invalid(f"Missing dependent resources in workspace json: {', '.join(missing)}.")
     kinds = {part.strip() for part in str((body.get("identity") or {}).get("type", "SystemAssigned")).split(",")}
     if not kinds <= {"SystemAssigned", "UserAssigned"}:
-        raise validation_error(f"The identity type '{', '.join(sorted(kinds))}' of the workspace is not valid.")
+        raise _invalid(f"The identity type '{', '.join(sorted(kinds))}' of the workspace is not valid.")
 
 
 def completed(emulator: Emulator, resource: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
@@ -59,9 +60,9 @@ def completed(emulator: Emulator, resource: dict[str, Any], before: dict[str, An
     given = resource["properties"]
     for field, what in (*_NEEDED.items(), ("containerRegistry", "container registry")):
         if given.get(field) and not emulator.foundation.exists(given[field]):
-            raise validation_error(f"Unable to find the {what} with ArmId = {given[field]}.")
+            raise _invalid(f"Unable to find the {what} with ArmId = {given[field]}.")
         if before and field in _FIXED and before["properties"][field].lower() != given[field].lower():
-            raise validation_error(f"The {what} of workspace {resource['name']} cannot be changed.")
+            raise _invalid(f"The {what} of workspace {resource['name']} cannot be changed.")
     resource_id, name = resource["id"], resource["name"]
     host = emulator.url.removeprefix("https://")
     moment = now()
@@ -89,32 +90,32 @@ def seed(emulator: Emulator) -> None:
     """Have the workspace, and what it stands on, that somebody made before phiflow came: without tags."""
     scope = emulator.scope
     emulator.groups.ensure(scope.group, scope.location)
+    for resource_id, body in seed_bodies(scope).items():
+        parsed = parse_id(resource_id)
+        assert parsed is not None
+        emulator.call("PUT", resource_id, TYPES[parsed.type.lower()].versions[-1], body)
+
+
+def seed_bodies(scope: Scope) -> dict[str, dict[str, Any]]:
+    """What is asked for to have that workspace, by resource id and in order."""
     provider, base = f"{scope.group_id}/providers", {"location": scope.location}
-    log = {**base, "properties": {"sku": {"name": "PerGB2018"}}}
     vault = {"tenantId": TENANT, "sku": {"family": "A", "name": "standard"}, "enableRbacAuthorization": True}
     logs = f"{provider}/{LOG_ANALYTICS}/{FOUNDATION}"
+    insights = {"Application_Type": "web", "WorkspaceResourceId": logs}
     ids = {
         "storageAccount": f"{provider}/{STORAGE}/{FOUNDATION}",
         "keyVault": f"{provider}/Microsoft.Keyvault/vaults/{FOUNDATION}",
         "applicationInsights": f"{provider}/Microsoft.insights/components/{FOUNDATION}",
         "containerRegistry": f"{provider}/{REGISTRY}/{FOUNDATION}",
     }
-    bodies = {
-        logs: log,
+    return {
+        logs: {**base, "properties": {"sku": {"name": "PerGB2018"}}},
         ids["storageAccount"]: {**base, "kind": "StorageV2", "sku": {"name": "Standard_LRS"}},
         ids["keyVault"]: {**base, "properties": vault},
-        ids["applicationInsights"]: {
-            **base,
-            "kind": "web",
-            "properties": {"Application_Type": "web", "WorkspaceResourceId": logs},
-        },
+        ids["applicationInsights"]: {**base, "kind": "web", "properties": insights},
         ids["containerRegistry"]: {**base, "sku": {"name": "Basic"}},
         scope.workspace_id: {**base, "properties": {"description": "The emulator's workspace.", **ids}},
     }
-    for resource_id, body in bodies.items():
-        parsed = parse_id(resource_id)
-        assert parsed is not None
-        emulator.call("PUT", resource_id, TYPES[parsed.type.lower()].versions[-1], body)
 
 
 def workspace_guid(resource_id: str) -> str:
@@ -122,11 +123,15 @@ def workspace_guid(resource_id: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, resource_id))
 
 
+def _invalid(message: str) -> ServiceError:
+    return arm_error(400, "ValidationError", message)
+
+
 def _identity(emulator: Emulator, resource: dict[str, Any]) -> dict[str, Any]:
     given = resource.get("identity") or {"type": "SystemAssigned"}
     for one in given.get("userAssignedIdentities") or {}:
         if not emulator.foundation.exists(one):
-            raise validation_error(f"Unable to find the user-assigned identity with ArmId = {one}.")
+            raise _invalid(f"Unable to find the user-assigned identity with ArmId = {one}.")
     told = emulator.identity_resource(given)
     if "principalId" in told:
         told["principalId"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"principal:{resource['id'].lower()}"))

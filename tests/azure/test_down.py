@@ -243,6 +243,26 @@ def test_killed_after_each_step_it_goes_on_to_zero(world: World, bench: Workbenc
     assert (code, told["deleted"], told["left"]) == (0, [], [])
 
 
+@pytest.mark.slow
+def test_without_rights_the_rest_goes_and_who_may_is_told(world: World) -> None:
+    """A Contributor of the group deletes what is in it; roles and the vault's purge are left to whoever may."""
+    world.up()
+    role = {"scope": SCOPE.group_id, "role": "Contributor"}
+    assert world.emulator.send("PUT", "/_emulator/caller", {"roles": [role]}).ok
+    try:
+        code, told = world.down("all")
+    finally:
+        assert world.emulator.send("DELETE", "/_emulator/caller").ok
+    assert (code, told["error"]["kind"]) == (4, "PermissionDeniedError")
+    assert {"workspace", "storage account", "resource group"} <= {one["kind"] for one in told["deleted"]}
+    assert "role assignment" not in {one["kind"] for one in told["deleted"]}
+    (vault,) = (one for one in told["left"] if one["kind"] == "deleted key vault")
+    assert vault["fix"].startswith("az keyvault purge --name phi")
+    assert [one for one in world.inventory() if "deletedVaults" in one] == world.inventory()
+    assert world.down("all")[0] == 0
+    assert world.inventory() == []
+
+
 @pytest.fixture
 def vault_between(world: World) -> Callable[[], str]:
     """Make the workspace anew, and delete its key vault as a command does that is killed before it purges it."""

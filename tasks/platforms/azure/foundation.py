@@ -85,7 +85,13 @@ class Foundation:
         going = [item for item in self._resources() if isinstance(item, Removal)]
         staying = [item for item in self._resources() if isinstance(item, Remainder)]
         whole_group = self._group is not None and self._is_ours(self._group) and not staying
-        items: list[Item] = [*self._roles(whole_group, engineer=False), *going, *self._deleted_vaults()]
+        items: list[Item] = [*self._roles(whole_group, engineer=False), *going]
+        try:
+            items += self._deleted_vaults()
+        except PermissionDeniedError:
+            vault = last_name(self._names.key_vault)
+            reason = "if it was deleted, its name stays taken; whether it was cannot be seen, for want of rights"
+            staying.append(Remainder(kind=DELETED_VAULT, name=vault, reason=reason, fix=_purge_command(vault)))
         items += [*self._budget(), *self._records(), *self._roles(whole_group, engineer=True)]
         if whole_group:
             effect = "phiflow made it, and nothing else is in it"
@@ -103,15 +109,14 @@ class Foundation:
         """Delete one thing, and return when it is gone."""
         what = f"{removal.kind.capitalize()} {removal.name}"
         if removal.kind == DELETED_VAULT:
-            self._purge(removal.location, what)
+            self._purge(removal, what)
             return
         if removal.kind == GROUP:
             self._require_empty(what)
         version, parameters = self._how(removal)
         self._delete(removal.location, version, parameters, what)
         if removal.kind == VAULT:
-            for purge in self._deleted_vaults():
-                self._purge(purge.location, what)
+            self._purge(removal, what)
 
     # What there is
 
@@ -260,16 +265,21 @@ class Foundation:
         operation = answer.headers.get("Azure-AsyncOperation") or ""
         self._await(lambda: self._read(location, version, what) is None, operation, what)
 
-    def _purge(self, location: str, what: str) -> None:
+    def _purge(self, removal: Removal, what: str) -> None:
+        """Purge the deleted vaults of ours; PermissionDeniedError says who may."""
         try:
-            answer = self._workspace.send(
-                "POST", f"{location}/purge", params={"api-version": _VAULTS_API}, what=what, idempotent=True
-            )
+            for vault in self._deleted_vaults():
+                self._purge_one(vault.location, what)
+        except PermissionDeniedError as error:
+            error.fix = f"Its name stays taken until it is purged; who may: {_purge_command(removal.name)}"
+            raise
+
+    def _purge_one(self, location: str, what: str) -> None:
+        url = f"{location}/purge"
+        try:
+            answer = self._workspace.send("POST", url, params={"api-version": _VAULTS_API}, what=what, idempotent=True)
         except NotFoundError:
             return
-        except PermissionDeniedError as error:
-            error.fix = f"Its name stays taken until then; who may: az keyvault purge --name {last_name(location)}"
-            raise
         operation = answer.headers.get("Azure-AsyncOperation") or ""
         self._await(lambda: self._read(location, _VAULTS_API, what) is None, operation, what)
 
@@ -321,6 +331,10 @@ class Foundation:
                 return
             yield from page.get("value") or ()
             url, query = str(page.get("nextLink") or ""), {}
+
+
+def _purge_command(name: str) -> str:
+    return f"az keyvault purge --name {name}"
 
 
 def _order(resource: dict[str, Any]) -> tuple[int, str]:

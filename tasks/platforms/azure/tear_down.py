@@ -50,7 +50,7 @@ class AzureTearDown:
     def plan(self, scope: Scope) -> TearDown:
         """What goes with a scope, in the order in which it can go, and what is left then."""
         every = scope == Scope.ALL and self._foundation.owns_workspace
-        items: list[Item] = [] if scope == Scope.COMPUTE else list(self._chat_apps())
+        items: list[Item] = [] if scope == Scope.COMPUTE else list(self._chat_apps(every))
         if self._foundation.workspace is not None:
             for part, found in ((Scope.ENDPOINT, self._endpoints(every)), (Scope.COMPUTE, self._compute(every))):
                 items += found if scope in (part, Scope.ALL) else _as_left(found, part)
@@ -78,8 +78,11 @@ class AzureTearDown:
         else:
             self._foundation.remove(removal)
 
-    def _chat_apps(self) -> Iterator[Removal]:
-        return chat_removals(self._this_machine, self._config.endpoint_name)
+    def _chat_apps(self, every: bool) -> Iterator[Removal]:
+        """On this machine; those of other machines answer nothing when their endpoint is gone."""
+        others = [str(one["name"]) for one in self._inventory.endpoints if is_ours(one)] if every else []
+        for name in dict.fromkeys([self._config.endpoint_name, *others]):
+            yield from chat_removals(self._this_machine, name)
 
     def _endpoints(self, every: bool) -> Iterator[Item]:
         """The configuration's endpoint, or every one of phiflow's."""

@@ -207,13 +207,13 @@ def test_what_resource_manager_refuses_is_refused(
 
 def test_names_of_others_are_not_to_be_had(cloud: EmulatorProcess, client: DeploymentsMgmtClient) -> None:
     """A storage account's name is refused before anything is made, a deleted vault's by its provider until purged."""
-    cloud.control("PUT", f"taken-names/{_NAME}", {})
+    cloud.configure(f"taken-names/{_NAME}", {})
     check = f"{SCOPE.subscription_id}/providers/Microsoft.Storage/checkNameAvailability?api-version=2024-01-01"
     asked = {"name": _NAME, "type": "Microsoft.Storage/storageAccounts"}
     assert cloud.send("POST", check, asked).json()["reason"] == "AlreadyExists"
     with pytest.raises(HttpResponseError, match="StorageAccountAlreadyTaken"):
         client.deployments.begin_create_or_update(_GROUP, "phiflow", _body())
-    cloud.control("DELETE", f"taken-names/{_NAME}")
+    cloud.configure(f"taken-names/{_NAME}")
     cloud.control("PUT", f"deleted-vaults/{_NAME}", {})
     vault = _only("Microsoft.KeyVault/vaults")
     with pytest.raises(HttpResponseError, match=r"ConflictError.* already exists in deleted state"):

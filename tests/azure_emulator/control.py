@@ -37,6 +37,7 @@ _NAMED: dict[str, Callable[[str, Document], Document]] = {
     "compute-quota": lambda _, document: _numbers(document, "limit"),
     "prices": lambda _, document: _numbers(document, "retailPrice"),
     "endpoint-names": lambda _, document: _only(document),
+    "taken-names": lambda _, document: _only(document),
 }
 _FOLDERS = (*_NAMED, "quota", "quota-asked")
 

@@ -165,7 +165,7 @@ class Foundation:
 
     def is_taken(self, kind: ResourceType, target_name: str, resource_id: str = "") -> bool:
         """Whether somebody, here or elsewhere, has a name that is unique in the world."""
-        if self._emulator.settings.get(f"taken-names/{target_name.lower()}"):
+        if target_name.lower() in self._emulator.settings.all("taken-names"):
             return True
         below = self._store.walk(f"{self._emulator.scope.subscription_id}/resourceGroups")
         same = [

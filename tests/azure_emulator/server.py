@@ -65,6 +65,7 @@ SCOPE = Scope("00000000-0000-0000-0000-000000000001", "phiflow-emulator", "phifl
 _LOOPBACK = Path(__file__).parent / "loopback"
 _ROOT = Path(__file__).resolve().parents[2]
 _PAGE = 100
+_BEGUN = "/_begun"
 _PORTS = (20_000, 32_000)
 
 
@@ -139,14 +140,14 @@ class Emulator:
 
     def _open(self) -> None:
         """Have what there was, or what a new subscription begins with, and go on with what was on its way."""
-        begun = self.settings.get("begun")
+        begun = self.store.get(_BEGUN)
         self.serve_storage()
         if begun or self.store.list(f"{self.workspace_id}/datastores"):
             self.foundation.resume()
             self.groups.resume()
             self.template_deployments.resume()
         if not begun:
-            self.settings.put("begun", {"empty": self.options.empty})
+            self.store.put(_BEGUN, {"empty": self.options.empty})
             if not self.options.empty:
                 workspace.seed(self)
         if self.store.get(self.workspace_id):

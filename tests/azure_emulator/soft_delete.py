@@ -1,8 +1,7 @@
 """What is deleted and not gone, and keeps its name from being used again: key vaults and workspaces.
 
     PUT    /_emulator/deleted-vaults/{name} {}   a vault that was deleted and not purged
-    PUT    /_emulator/taken-names/{name} {}      a storage account, vault, registry or Cosmos DB account of others
-    DELETE both: gone
+    DELETE /_emulator/deleted-vaults/{name}      it is purged
 
 Microsoft's words: https://learn.microsoft.com/azure/key-vault/general/soft-delete-overview,
 https://learn.microsoft.com/azure/machine-learning/concept-soft-delete.
@@ -36,8 +35,6 @@ def install(emulator: Emulator) -> None:
     emulator.register("HEAD", "/providers/Microsoft.DocumentDB/databaseAccountNames/{name}", deleted.check_cosmos)
     emulator.register("PUT", "/_emulator/deleted-vaults/{name}", deleted.plant_vault)
     emulator.register("DELETE", "/_emulator/deleted-vaults/{name}", deleted.forget_vault)
-    emulator.register("PUT", "/_emulator/taken-names/{name}", deleted.take_name)
-    emulator.register("DELETE", "/_emulator/taken-names/{name}", deleted.free_name)
 
 
 class SoftDeleted:
@@ -162,15 +159,6 @@ class SoftDeleted:
 
     def forget_vault(self, request: Request) -> Answer:
         return Answer(200 if self._store.delete(f"{_VAULTS}/{request.parameters['name']}") else 404)
-
-    def take_name(self, request: Request) -> Answer:
-        name = request.parameters["name"].lower()
-        self._emulator.settings.put(f"taken-names/{name}", {"taken": True})
-        return Answer(200, {"name": name})
-
-    def free_name(self, request: Request) -> Answer:
-        gone = self._emulator.settings.delete(f"taken-names/{request.parameters['name'].lower()}")
-        return Answer(200 if gone else 404)
 
     def _find(self, request: Request) -> dict[str, Any]:
         name = request.parameters["name"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -137,7 +137,7 @@ def _show_changes(command: _Command, changes: tuple[ResourceChange, ...], rights
     command.say(f"For {where}; whoever makes it is {rights}:")
     for one in changes:
         command.say(f"  {one.action:<8}{one.kind:<22}{one.name}{f' ({one.detail})' if one.detail else ''}")
-    if command.part != "owner" and any(one.action == "create" for one in changes):
+    if any(one.action == "create" for one in changes):
         _show_costs(command)
 
 

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from tasks.platforms.refs import Check, Removal, TearDown
 
 # Of what `pip install 'phiflow[azure]'` brings, the modules that the adapter imports itself.
-_AZURE_MODULES = ("azure.core", "azure.identity", "azure.storage.blob", "azure.ai.ml")
+_AZURE_MODULES = (
+    "azure.core",
+    "azure.identity",
+    "azure.storage.blob",
+    "azure.ai.ml",
+    "azure.mgmt.resource.deployments",
+)
 
 
 def connect(config: PlatformConfig) -> Platform:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from tasks.platforms.azure.resource_names import ResourceNames, last_name, resou
 from tasks.platforms.azure.wanted_roles import ACR_PULL
 from tasks.platforms.connect import connect, provisioning, run_checks
 from tasks.platforms.errors import ConfigError
+from tests.azure.emptying import empty, until
 from tests.azure_emulator.names import PRINCIPAL
 from tests.azure_emulator.process import EmulatorProcess
 from tests.azure_emulator.server import SCOPE
@@ -75,33 +75,6 @@ class World:
         """What things are called here."""
         return resource_names(load_config(self.file).platform)  # type: ignore[arg-type]
 
-    def delete(self, group: str) -> None:
-        """Delete a resource group with all that is in it."""
-        path = f"{group}?api-version=2021-04-01"
-        if self.emulator.send("DELETE", path).status_code == 202:
-            until(lambda: self.emulator.send("GET", path).status_code == 404)
-
-    def empty(self) -> None:
-        """Delete everything, and what is kept of it."""
-        workspace = f"{self.names().workspace}?api-version=2024-10-01-preview&forceToPurge=true"
-        if self.emulator.send("DELETE", workspace).status_code == 202:
-            until(lambda: self.emulator.send("GET", workspace).status_code == 404)
-        self.delete(SCOPE.group_id)
-        self.delete(ELSEWHERE)
-        if any("/deletedVaults/" in one for one in self.emulator.inventory()):
-            self.emulator.control("DELETE", f"deleted-vaults/{last_name(self.names().key_vault)}")
-        for one in self.emulator.inventory():
-            if "/roleAssignments/" in one:
-                self.emulator.send("DELETE", f"{one}?api-version=2022-04-01")
-
-
-def until(reached: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait for something that is on its way."""
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatorProcess]:
@@ -123,8 +96,7 @@ def world(
     world = World(process, file, capsys)
     yield world
     process.reset()
-    world.empty()
-    assert process.inventory() == []
+    empty(process)
 
 
 def settings(**resources: Any) -> list[str]:
@@ -195,7 +167,7 @@ def test_two_people_make_what_one_would(world: World) -> None:
     options = settings(**WHOLE, engineer=PRINCIPAL)
     assert world.up(*options)[0] == 0
     by_one = world.inventory()
-    world.empty()
+    empty(world.emulator)
     code, told = world.up("--part", "engineer", *options)
     assert code == 4
     assert "resource group phiflow-emulator" in told["error"]["message"]

@@ -63,10 +63,11 @@ def read_changes(result: Any, blueprint: Blueprint) -> Iterator[ResourceChange]:
     names = {role.id.lower(): role_name(role, blueprint) for role in blueprint.roles if role.principal_id}
     for change in result.changes or ():
         action = _ACTIONS.get(str(getattr(change.change_type, "value", change.change_type)), "")
-        paths, location = ", ".join(_paths(change.delta or ())), str(change.resource_id)
-        if not action or (change.change_type == "Modify" and not paths):
+        paths, location = dict(_paths(change.delta or ())), str(change.resource_id)
+        # What a resource has and the template does not speak of, the service leaves as it is: no reason to deploy.
+        if not action or (change.change_type == "Modify" and set(paths.values()) <= {"Delete"}):
             continue
-        details = {"modify": paths, "unknown": str(change.unsupported_reason or "")}
+        details = {"modify": ", ".join(paths), "unknown": str(change.unsupported_reason or "")}
         yield ResourceChange(
             action=action,
             kind=kind_of(location),
@@ -76,13 +77,12 @@ def read_changes(result: Any, blueprint: Blueprint) -> Iterator[ResourceChange]:
         )
 
 
-def _paths(delta: Iterable[Any], above: str = "") -> Iterator[str]:
-    """The properties that change; one without effect does not."""
+def _paths(delta: Iterable[Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """The properties that change, each with how; one without effect does not."""
     for one in delta:
-        if one.property_change_type == "NoEffect":
-            continue
+        how = str(getattr(one.property_change_type, "value", one.property_change_type))
         path = f"{above}.{one.path}".lstrip(".")
         if one.children:
             yield from _paths(one.children, path)
-        else:
-            yield path
+        elif how != "NoEffect":
+            yield path, how

@@ -7,12 +7,12 @@ computes: role assignments, the budget, the records of template deployments. All
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tasks.platforms.azure.inventory import Inventory
 from tasks.platforms.azure.provisioning import ENGINEER_DEPLOYMENT, OWNER_DEPLOYMENT, ROLES_DEPLOYMENT
+from tasks.platforms.azure.resource_manager import delete_resource, list_resources, purge_resource, read_resource
 from tasks.platforms.azure.resource_names import (
     WORKSPACE_TAG,
     is_within,
@@ -24,10 +24,8 @@ from tasks.platforms.azure.wanted_roles import ROLE_NAMES
 from tasks.platforms.azure.what_if import kind_of, type_of
 from tasks.platforms.errors import (
     ConflictError,
-    NotFoundError,
     PermissionDeniedError,
     PhiflowError,
-    TransientPlatformError,
 )
 from tasks.platforms.refs import Remainder, Removal
 
@@ -56,7 +54,6 @@ _TYPES: dict[str, tuple[str, dict[str, str]]] = {
 _ACTIVE = ("Accepted", "Running", "Creating", "Created", "Deleting", "Updating")
 # What Azure itself puts beside Application Insights, without tags; it goes with the group.
 _AUTOMATIC = ("failure anomalies - ", "application insights smart detection")
-_GONE_SECONDS = 1800.0
 Item = Removal | Remainder
 
 
@@ -114,7 +111,7 @@ class Foundation:
         if removal.kind == GROUP:
             self._require_empty(what)
         version, parameters = self._how(removal)
-        self._delete(removal.location, version, parameters, what)
+        delete_resource(self._workspace, removal.location, version, what, parameters)
         if removal.kind == VAULT:
             self._purge(removal, what)
 
@@ -188,7 +185,7 @@ class Foundation:
     def _deleted_vaults(self) -> Iterator[Removal]:
         """Deleted key vaults of ours, whose names are taken until they are purged."""
         url = f"/subscriptions/{self._config.subscription_id}/providers/Microsoft.KeyVault/deletedVaults"
-        for vault in self._pages(url, _VAULTS_API, "The subscription's deleted key vaults"):
+        for vault in self._list(url, _VAULTS_API, "The subscription's deleted key vaults"):
             properties = vault["properties"]
             if is_within(str(properties.get("vaultId") or ""), self._names.group) and self._is_ours(properties):
                 location = str(vault["id"])
@@ -223,7 +220,7 @@ class Foundation:
         """The resources of the group, without those that are parts of others."""
         if self._group is None:
             return []
-        found = self._pages(f"{self._names.group}/resources", _GROUPS_API, "The resource group's resources")
+        found = self._list(f"{self._names.group}/resources", _GROUPS_API, "The resource group's resources")
         return [one for one in found if str(one["type"]).count("/") == 1]
 
     @functools.cached_property
@@ -237,7 +234,7 @@ class Foundation:
         found: dict[str, dict[str, Any]] = {}
         for scope in scopes:
             url = f"{scope}/providers/Microsoft.Authorization/roleAssignments"
-            for one in self._pages(url, _ROLES_API, f"The role assignments on {last_name(scope)}"):
+            for one in self._list(url, _ROLES_API, f"The role assignments on {last_name(scope)}"):
                 if is_within(str(one["properties"]["scope"]), scope):
                     found[str(one["id"]).lower()] = one
         return list(found.values())
@@ -256,55 +253,14 @@ class Foundation:
             return apis[removal.kind], {}
         return _TYPES[type_of(removal.location).lower()]
 
-    def _delete(self, location: str, version: str, parameters: dict[str, str], what: str) -> None:
-        """Ask for the deletion, and wait until there is nothing at its address."""
-        try:
-            answer = self._workspace.send("DELETE", location, params={"api-version": version, **parameters}, what=what)
-        except NotFoundError:
-            return
-        operation = answer.headers.get("Azure-AsyncOperation") or ""
-        self._await(lambda: self._read(location, version, what) is None, operation, what)
-
     def _purge(self, removal: Removal, what: str) -> None:
         """Purge the deleted vaults of ours; PermissionDeniedError says who may."""
         try:
             for vault in self._deleted_vaults():
-                self._purge_one(vault.location, what)
+                purge_resource(self._workspace, vault.location, _VAULTS_API, what)
         except PermissionDeniedError as error:
             error.fix = f"Its name stays taken until it is purged; who may: {_purge_command(removal.name)}"
             raise
-
-    def _purge_one(self, location: str, what: str) -> None:
-        url = f"{location}/purge"
-        try:
-            answer = self._workspace.send("POST", url, params={"api-version": _VAULTS_API}, what=what, idempotent=True)
-        except NotFoundError:
-            return
-        operation = answer.headers.get("Azure-AsyncOperation") or ""
-        self._await(lambda: self._read(location, _VAULTS_API, what) is None, operation, what)
-
-    def _await(self, is_gone: Any, operation: str, what: str) -> None:
-        deadline, pause = time.monotonic() + _GONE_SECONDS, 1.0
-        while not is_gone():
-            self._require_no_failure(operation, what)
-            if time.monotonic() > deadline:
-                raise TransientPlatformError(
-                    f"{what} is still there {_GONE_SECONDS:.0f} s after its deletion began.",
-                    fix="It may bill until it is gone; run the same command again.",
-                )
-            time.sleep(min(pause, self._workspace.config.poll_seconds))
-            pause *= 1.5
-
-    def _require_no_failure(self, operation: str, what: str) -> None:
-        if not operation.startswith(f"{self._workspace.resource_manager}/"):  # a token goes along
-            return
-        try:
-            told = self._workspace.send("GET", operation, what=what).json()
-        except (NotFoundError, ValueError):
-            return
-        if str(told.get("status")) in ("Failed", "Canceled"):
-            reason = (told.get("error") or {}).get("message") or "the service gives no reason"
-            raise PhiflowError(f"{what} was not deleted: {reason}", fix="Mend that, and run the same command again.")
 
     def _require_empty(self, what: str) -> None:
         """Look again: what came into the group meanwhile must not go with it."""
@@ -314,23 +270,10 @@ class Foundation:
             raise PhiflowError(f"{what} has {', '.join(names)} by now, and stays.", fix="Run the same command again.")
 
     def _read(self, location: str, version: str, what: str) -> dict[str, Any] | None:
-        try:
-            response = self._workspace.send("GET", location, params={"api-version": version}, what=what)
-        except NotFoundError:
-            return None
-        found: dict[str, Any] = response.json()
-        return found
+        return read_resource(self._workspace, location, version, what)
 
-    def _pages(self, location: str, version: str, what: str) -> Iterator[dict[str, Any]]:
-        """Every entry of a list; none of a place that is not there."""
-        url, query = location, {"api-version": version}
-        while url:
-            try:
-                page = self._workspace.send("GET", url, params=query, what=what).json()
-            except NotFoundError:
-                return
-            yield from page.get("value") or ()
-            url, query = str(page.get("nextLink") or ""), {}
+    def _list(self, location: str, version: str, what: str) -> Iterator[dict[str, Any]]:
+        return list_resources(self._workspace, location, version, what)
 
 
 def _purge_command(name: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -175,6 +175,51 @@ def machines_of(deployment: Mapping[str, Any]) -> tuple[str, ...]:
 def traffic_of(endpoint: Mapping[str, Any]) -> dict[str, int]:
     """Percent by deployment, of those that take any."""
     return {name: int(percent) for name, percent in (endpoint["properties"].get("traffic") or {}).items() if percent}
+
+
+def kept_nodes(cluster: dict[str, Any]) -> int:
+    """The nodes that a cluster keeps when nothing runs; 0 of what is no cluster."""
+    inner = cluster["properties"].get("properties") or {}
+    return int((inner.get("scaleSettings") or {}).get("minNodeCount") or 0)
+
+
+def size_of(cluster: dict[str, Any]) -> str:
+    """The size of its machines."""
+    return str((cluster["properties"].get("properties") or {}).get("vmSize") or "")
+
+
+def job_machines(job: dict[str, Any], inventory: Inventory) -> tuple[str, ...]:
+    """The size of each node that a job uses."""
+    size = next((size_of(one) for one in inventory.clusters if one["name"] == compute_of(job)), "")
+    return (size,) * int((job["properties"].get("resources") or {}).get("instanceCount") or 1)
+
+
+def cluster_machines(cluster: dict[str, Any], inventory: Inventory) -> tuple[str, ...]:
+    """The size of each node that a cluster has or keeps beside those that its jobs use."""
+    now = int((cluster["properties"].get("properties") or {}).get("currentNodeCount") or 0)
+    jobs = [job for job in inventory.live_jobs if compute_of(job) == cluster["name"]]
+    busy = sum(len(job_machines(job, inventory)) for job in jobs)
+    return (size_of(cluster),) * max(max(now, kept_nodes(cluster)) - busy, 0)
+
+
+def cluster_in_use(cluster: dict[str, Any], inventory: Inventory) -> bool:
+    """Whether a job, anybody's, runs on it or waits for it, or it is being changed."""
+    counts = (cluster["properties"].get("properties") or {}).get("nodeStateCounts") or {}
+    if counts.get("runningNodeCount") or cluster["properties"].get("provisioningState") != "Succeeded":
+        return True
+    return any(compute_of(job) == cluster["name"] for job in inventory.live_jobs)
+
+
+def data_in_use(inventory: Inventory, leaving: Iterable[str] = ()) -> set[str]:
+    """The digests of data that a registered model, or a live job, was made from.
+
+    Args:
+        leaving: `name:version` of models that do not count.
+    """
+    gone = set(leaving)
+    models = [one for one in inventory.models if ":".join(asset_id(one)) not in gone]
+    jobs = [job for job in inventory.jobs if is_live(job)]
+    return {tags_of(one).get("phiflow.data", "") for one in (*models, *jobs)}
 
 
 def _is_uuid(text: str) -> bool:

@@ -6,9 +6,8 @@ uses what has one. Blobs are phiflow's when they are below `phiflow/`.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tasks.platforms.azure.endpoint_state import EndpointNotes, EndpointState
@@ -18,12 +17,17 @@ from tasks.platforms.azure.inventory import (
     asset_id,
     asset_of,
     changed_at,
+    cluster_in_use,
     compute_of,
+    data_in_use,
     is_live,
     is_ours,
+    job_machines,
+    kept_nodes,
     machines_of,
     made_at,
     run_ids,
+    size_of,
     tags_of,
     traffic_of,
 )
@@ -253,32 +257,6 @@ class Leftovers:
         return _stored(self._workspace.storage.blobs(f"{folder}/")) if folder else ""
 
 
-def kept_nodes(cluster: dict[str, Any]) -> int:
-    """The nodes that a cluster keeps when nothing runs; 0 of what is no cluster."""
-    inner = cluster["properties"].get("properties") or {}
-    return int((inner.get("scaleSettings") or {}).get("minNodeCount") or 0)
-
-
-def cluster_in_use(cluster: dict[str, Any], inventory: Inventory) -> bool:
-    """Whether a job, anybody's, runs on it or waits for it, or it is being changed."""
-    counts = (cluster["properties"].get("properties") or {}).get("nodeStateCounts") or {}
-    if counts.get("runningNodeCount") or cluster["properties"].get("provisioningState") != "Succeeded":
-        return True
-    return any(compute_of(job) == cluster["name"] for job in inventory.live_jobs)
-
-
-def data_in_use(inventory: Inventory, leaving: Iterable[str] = ()) -> set[str]:
-    """The digests of data that a registered model, or a live job, was made from.
-
-    Args:
-        leaving: `name:version` of models that do not count.
-    """
-    gone = set(leaving)
-    models = [one for one in inventory.models if ":".join(asset_id(one)) not in gone]
-    jobs = [job for job in inventory.jobs if is_live(job)]
-    return {tags_of(one).get("phiflow.data", "") for one in (*models, *jobs)}
-
-
 def model_folder(workspace: Workspace, version: dict[str, Any]) -> str:
     """Where the files of a model version lie in the default datastore; empty when they lie elsewhere."""
     try:
@@ -286,31 +264,6 @@ def model_folder(workspace: Workspace, version: dict[str, Any]) -> str:
     except NotFoundError:
         return ""
     return path if path.startswith("phiflow/jobs/") else ""
-
-
-def keys_of_data(workspace: Workspace, digest: str, folder: str) -> list[str]:
-    """The blobs that say of an input that its prepared data has this digest."""
-    storage = workspace.storage
-    return [name for name in storage.names(f"{folder}/") if json.loads(storage.read(name)).get("digest") == digest]
-
-
-def job_machines(job: dict[str, Any], inventory: Inventory) -> tuple[str, ...]:
-    """The size of each node that a job uses."""
-    size = next((size_of(one) for one in inventory.clusters if one["name"] == compute_of(job)), "")
-    return (size,) * int((job["properties"].get("resources") or {}).get("instanceCount") or 1)
-
-
-def cluster_machines(cluster: dict[str, Any], inventory: Inventory) -> tuple[str, ...]:
-    """The size of each node that a cluster has or keeps beside those that its jobs use."""
-    now = int((cluster["properties"].get("properties") or {}).get("currentNodeCount") or 0)
-    jobs = [job for job in inventory.live_jobs if compute_of(job) == cluster["name"]]
-    busy = sum(len(job_machines(job, inventory)) for job in jobs)
-    return (size_of(cluster),) * max(max(now, kept_nodes(cluster)) - busy, 0)
-
-
-def size_of(cluster: dict[str, Any]) -> str:
-    """The size of its machines."""
-    return str((cluster["properties"].get("properties") or {}).get("vmSize") or "")
 
 
 def _by_name(versions: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

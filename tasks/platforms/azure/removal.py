@@ -6,15 +6,26 @@ In an order that a kill does not harm: what was half deleted is found again.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tasks.platforms.azure.deployments import Deployments
 from tasks.platforms.azure.endpoint_state import EndpointNotes, EndpointState
-from tasks.platforms.azure.inventory import Inventory, asset_id, is_live, is_ours, tags_of, traffic_of
+from tasks.platforms.azure.inventory import (
+    Inventory,
+    asset_id,
+    cluster_in_use,
+    data_in_use,
+    is_live,
+    is_ours,
+    kept_nodes,
+    tags_of,
+    traffic_of,
+)
 from tasks.platforms.azure.job_request import CHECKPOINTS
 from tasks.platforms.azure.jobs import Jobs
-from tasks.platforms.azure.leftovers import cluster_in_use, data_in_use, kept_nodes, keys_of_data, model_folder
+from tasks.platforms.azure.leftovers import model_folder
 from tasks.platforms.azure.preparation import DATA, DATA_KEYS
 from tasks.platforms.azure.resources import API, SWEPT, Resource, state_of, stop_polling
 from tasks.platforms.azure.tear_down import delete_endpoint
@@ -150,7 +161,7 @@ class LeftoverRemoval:
         if digest in data_in_use(Inventory(self._workspace)):
             raise ConflictError(f"Data {digest[:16]} is in use again: a model or a job is made from it.")
         # First what leads to it, so that no run adopts what is half deleted.
-        for name in keys_of_data(self._workspace, digest, DATA_KEYS):
+        for name in _keys_of_data(self._workspace, digest):
             storage.delete(name)
         storage.delete_all(f"{folder}/")
 
@@ -166,3 +177,9 @@ def _require_ours(resource: dict[str, Any], what: str) -> None:
         raise ConflictError(f"{what} was not made by phiflow, or lost its tag; it stays.")
     if state_of(resource) == "Deleting":
         raise NotFoundError(f"{what} is being deleted already.")
+
+
+def _keys_of_data(workspace: Workspace, digest: str) -> list[str]:
+    """The blobs that say of an input that its prepared data has this digest."""
+    storage = workspace.storage
+    return [name for name in storage.names(f"{DATA_KEYS}/") if json.loads(storage.read(name)).get("digest") == digest]

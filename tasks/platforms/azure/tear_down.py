@@ -14,9 +14,17 @@ from typing import TYPE_CHECKING, Any
 from tasks.platforms.azure.endpoint_state import EndpointNotes, EndpointState
 from tasks.platforms.azure.foundation import Foundation
 from tasks.platforms.azure.infrastructure import cluster_name
-from tasks.platforms.azure.inventory import Inventory, compute_of, is_ours, machines_of, tags_of, traffic_of
+from tasks.platforms.azure.inventory import (
+    Inventory,
+    cluster_machines,
+    compute_of,
+    is_ours,
+    job_machines,
+    machines_of,
+    tags_of,
+    traffic_of,
+)
 from tasks.platforms.azure.jobs import Jobs
-from tasks.platforms.azure.leftovers import cluster_machines, job_machines
 from tasks.platforms.azure.resources import Resource, state_of
 from tasks.platforms.errors import ConflictError, TransientPlatformError
 from tasks.platforms.local.tear_down import CHAT, chat_removals

@@ -12,9 +12,10 @@ from tasks.platforms.local import environments
 from tasks.platforms.local.chat import Chat
 from tasks.platforms.local.endpoints import Endpoints
 from tasks.platforms.local.jobs import Jobs
-from tasks.platforms.local.leftovers import LeftoverRemoval, Leftovers
+from tasks.platforms.local.leftovers import Leftovers
 from tasks.platforms.local.models import Models
 from tasks.platforms.local.preparation import Preparation
+from tasks.platforms.local.removal import LeftoverRemoval
 from tasks.platforms.local.services import Services
 from tasks.platforms.local.state import Home, project_folder
 from tasks.platforms.refs import (

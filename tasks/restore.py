@@ -48,11 +48,17 @@ def restore_traffic(place: PlatformConfig, before: EndpointStatus, error: BaseEx
             ) from failure
     log().warning("Restored traffic endpoint=%s percents=%s", before.name, dict(before.traffic.percents))
     platform.record_rollout(before.name, None)
-    # What was ready before this run is not this run's to take away; what a killed run left unfinished is.
-    if candidate not in {deployment.name for deployment in before.deployments if deployment.state == "ready"}:
-        delete_or_tell(platform, before.name, candidate)
-    else:
+    # What has served is a target for roll-back and stays; what a killed run left without ever serving is nobody's.
+    was_ready = candidate in {deployment.name for deployment in before.deployments if deployment.state == "ready"}
+    if was_ready and has_served(before, candidate):
         tell_cost(now, candidate)
+    else:
+        delete_or_tell(platform, before.name, candidate)
+
+
+def has_served(status: EndpointStatus, deployment: str) -> bool:
+    """Whether it ever had traffic: what only waited, to be probed or approved, is nothing to go back to."""
+    return any(f" {deployment}=" in line for line in status.history)
 
 
 def tell_cost(status: EndpointStatus, deployment: str) -> None:

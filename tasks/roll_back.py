@@ -5,13 +5,9 @@ from __future__ import annotations
 from tasks.config import PipelineConfig
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import RolloutError
-from tasks.platforms.refs import EndpointStatus, TrafficSplit
+from tasks.platforms.refs import TrafficSplit
+from tasks.restore import has_served
 from tasks.step import log
-
-
-def has_served(status: EndpointStatus, deployment: str) -> bool:
-    """Whether it ever had traffic: what only waits, to be probed or approved, is nothing to go back to."""
-    return any(f" {deployment}=" in line for line in status.history)
 
 
 def roll_back(config: PipelineConfig, reason: str, to_version: str = "") -> TrafficSplit:

@@ -156,6 +156,16 @@ def test_refused_traffic_takes_the_candidate_away(
     unchanged(platform)
 
 
+def test_refused_candidate_of_a_killed_waiter_goes_too(
+    platform: FakePlatform, run_flow: Callable[..., Any], answers: Callable[..., list[str]]
+) -> None:
+    """What a run that died while it waited left deployed, and has never served, bills nobody after a refusal."""
+    platform.serve(NEW, "2", 0)
+    answers(approval(granted=False))
+    run_flow("2", **TRAFFIC)
+    unchanged(platform)
+
+
 def test_refusal_may_reject_the_version(
     platform: FakePlatform, run_flow: Callable[..., Any], answers: Callable[..., list[str]]
 ) -> None:

@@ -144,8 +144,9 @@ def test_unfinished_deployment_of_a_killed_run_is_taken_away_when_it_fails(
 def test_candidate_that_stays_is_told_with_its_cost(
     platform: FakePlatform, run_flow: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A deployment that was ready before the run stays without traffic, and the log says what it costs."""
+    """A deployment that has served before the run stays without traffic, and the log says what it costs."""
     platform.serve("v2-16", "2", 0)
+    platform.history.append("then v2-16=100%")
     platform.answers["v2-16"] = broken
     platform.cost = "It bills by the hour."
     with pytest.raises(RolloutError):
@@ -195,8 +196,9 @@ def test_cancelled_run_restores_traffic(
 
 
 def test_failed_rollout_keeps_a_deployment_that_was_there(platform: FakePlatform, run_flow: Callable[..., Any]) -> None:
-    """A candidate that was deployed before the run is not deleted when the rollout fails."""
+    """A candidate that served before the run may be rolled back to, and is not deleted when the rollout fails."""
     platform.serve("v2-16", "2", 0)
+    platform.history.append("then v2-16=100%")
     platform.answers["v2-16"] = broken
     with pytest.raises(RolloutError):
         run_flow()

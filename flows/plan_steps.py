@@ -71,7 +71,7 @@ def _environments(config: PipelineConfig, found: Survey) -> list[PlanStep]:
 
 def _compute(config: PipelineConfig, found: Survey) -> PlanStep:
     if found.compute is None:
-        return _step("compute", UNKNOWN, config.compute.name or config.compute.size, _why_not(found))
+        return _step("compute", UNKNOWN, config.compute.name or config.compute.size, _why_not(found, "compute"))
     size = f" ({found.compute.size})" if config.is_remote else ""
     return _of("compute", f"{found.compute.name}{size}", found.compute.origin)
 
@@ -123,7 +123,7 @@ def _serving(found: Survey) -> str:
 
 
 def _comparison(config: PipelineConfig, found: Survey) -> PlanStep:
-    if "endpoint" in found.not_looked_up or found.compute is None:
+    if "endpoint" in found.not_looked_up or not found.is_reached:
         return _step("comparison", UNKNOWN, "with the version now serving", _why_not(found, "endpoint"))
     serving = _serving(found)
     if not serving:
@@ -138,7 +138,7 @@ def _registration(config: PipelineConfig, found: Survey) -> PlanStep:
     if found.model is not None:
         return _step("model", ADOPT, f"{name} version {found.model.version}", "it has the same content")
     if found.num_versions is None:
-        reason = "the registry does not run now" if found.compute and not config.is_remote else _why_not(found)
+        reason = _why_not(found, "model versions") if config.is_remote else "the registry does not run now"
         return _step("model", CREATE, f"{name}, its next version", f"if the gate passes; its number: {reason}")
     return _step("model", CREATE, f"{name} version {found.num_versions + 1}", "if the gate passes")
 
@@ -149,7 +149,7 @@ def _endpoint(config: PipelineConfig, found: Survey) -> PlanStep:
         return _step(
             "endpoint", REUSE, name, f"frozen: {found.endpoint.frozen}" if found.endpoint.frozen else "it is there"
         )
-    if "endpoint" in found.not_looked_up or found.compute is None:
+    if "endpoint" in found.not_looked_up or not found.is_reached:
         return _step("endpoint", UNKNOWN, name, _why_not(found, "endpoint"))
     return _step("endpoint", CREATE, name, "there is no endpoint of that name")
 
@@ -173,7 +173,7 @@ def _traffic(config: PipelineConfig, found: Survey) -> PlanStep:
         return _step("traffic", NOTHING, f"version {found.model.version} was rejected", found.model.rejected)
     if endpoint and deployment and endpoint.traffic.main == deployment.name:
         return _step("traffic", NOTHING, f"{deployment.name} has it", "the same version serves already")
-    if "endpoint" in found.not_looked_up or found.compute is None:
+    if "endpoint" in found.not_looked_up or not found.is_reached:
         return _step("traffic", UNKNOWN, steps, "at once to the first deployment, step by step to the next")
     main = endpoint.traffic.main if endpoint else ""
     if not main:

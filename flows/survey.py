@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from tasks.config import LocalPlatformConfig, PipelineConfig
 from tasks.job_spec import training_spec
-from tasks.platforms.connect import connect
+from tasks.platforms.connect import connect, require_place
 from tasks.platforms.errors import (
     EnvironmentBuildError,
     NotFoundError,
@@ -67,6 +67,11 @@ class Survey:
             return None
 
     @property
+    def is_reached(self) -> bool:
+        """Whether the place where the run would be is there and can be looked at."""
+        return "platform" not in self.not_looked_up
+
+    @property
     def job_exists(self) -> bool:
         """Whether a run would adopt a training job."""
         status = self.job_status
@@ -77,12 +82,12 @@ def survey(config: PipelineConfig) -> Survey:
     """Look for everything that a run of the configuration would make or use."""
     found = Survey()
     platform = connect(config.platform)
-    # Asked first, since the place is there or it is not: without it, the rest is asked of this machine alone.
-    found.compute = found.look("platform", lambda: platform.find_compute(config.compute))
-    if found.compute is None:
+    found.look("platform", lambda: require_place(config))
+    if not found.is_reached:  # the rest is asked of this machine alone
         _look_here(config, found)
         found.not_looked_up["platform"] += " A workspace that is not there yet is made by: phiflow up"
         return found
+    found.compute = found.look("compute", lambda: platform.find_compute(config.compute))
     _look_at_inputs(config, platform, found)
     _look_at_job(config, platform, found)
     _look_at_endpoint(config, platform, found)

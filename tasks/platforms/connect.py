@@ -197,6 +197,16 @@ def region(config: PipelineConfig) -> str:
     return _open(config.platform).location if config.platform.kind == "azure" else ""
 
 
+def require_place(config: PipelineConfig) -> None:
+    """Read the workspace itself: what is in one that is not there looks like what is yet to be made.
+
+    Raises:
+        PhiflowError: it is not there, or not reached from here, or not shown to the caller.
+    """
+    if config.platform.kind == "azure":
+        _open(config.platform).properties  # noqa: B018  (read once, and kept)
+
+
 def require_runnable(config: PipelineConfig) -> None:
     """Refuse a run that can be seen to fail, before anything is built or started for it."""
     if config.platform.kind == "azure":

@@ -57,24 +57,24 @@ class LookedAt(FakePlatform):
         self.chat: ChatService | None = None
         self.has_endpoint = False
 
-    def _look(self, name: str) -> None:
+    def look(self, name: str) -> None:
         if name in self.fails:
             raise self.fails[name]
 
     def find_environment(self, name: str) -> EnvironmentRef:
-        self._look("find_environment")
+        self.look("find_environment")
         return EnvironmentRef(name=name, version="e" * 16, location=f"azureml:{name}:e", origin=MADE)
 
     def find_compute(self, compute: Any) -> ComputeRef:
-        self._look("find_compute")
+        self.look("find_compute")
         return ComputeRef(name="cluster", size=compute.size, max_instances=1, origin=REUSED)
 
     def find_base_model(self, model: Any, environment: EnvironmentRef) -> BaseModelRef:
-        self._look("find_base_model")
+        self.look("find_base_model")
         return BASE
 
     def find_data(self, data: Any, base: BaseModelRef, environment: EnvironmentRef, length: int) -> DataManifest:
-        self._look("find_data")
+        self.look("find_data")
         return self.data
 
     def latest_job(self, key: str) -> JobRef | None:
@@ -109,6 +109,7 @@ def platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LookedAt:
     tokens = {"tokenizer": "t", "mean": 40.0, "p50": 40, "p95": 60, "max": 80, "truncated_share": 0.0}
     found = LookedAt(prepared(tmp_path / "data", [160] * 133, 43, tokens))
     monkeypatch.setattr(survey_module, "connect", lambda config: found)
+    monkeypatch.setattr(survey_module, "require_place", lambda config: found.look("require_place"))
     return found
 
 
@@ -220,7 +221,7 @@ def test_approvals_are_steps(platform: LookedAt) -> None:
 )
 def test_plan_needs_no_workspace(platform: LookedAt, error: PhiflowError) -> None:
     """Before there is a workspace, or a way to it, the plan says what it could not look up, and still counts."""
-    platform.fails["find_compute"] = error
+    platform.fails["require_place"] = error
     plan = make_plan(on_azure(), {})
     assert plan.found.not_looked_up == {"platform": f"{error} A workspace that is not there yet is made by: phiflow up"}
     told = steps(plan)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from deployed import Prefect, parameters_of
-from journey import Journey, eventually
+from journey import Journey, Served, eventually
 
 from tasks.config import LocalPlatformConfig
 from tasks.config_files import load_config
@@ -55,7 +55,7 @@ def test_job_of_a_killed_run_is_swept_and_that_of_a_live_one_is_not(journey: Jou
 
 
 @pytest.mark.slow
-def test_swept_model_is_trained_again_when_it_is_wanted(journey: Journey) -> None:
+def test_swept_model_is_trained_again_when_it_is_wanted(journey: Journey, served: Served) -> None:
     """A version beyond the last leaves the registry with its files; the next run of its content trains it again."""
     sections: dict[str, Any] = {
         "gate": {"champion_tolerance": 10.0},

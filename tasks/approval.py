@@ -9,7 +9,7 @@ What holds, whoever answers:
 
 - Nothing goes on without an answer: the form has no default, and a run that was resumed without one is refused.
 - An answer is for one question: a run that is retried, or started again after its process died, asks again.
-- The endpoint is not kept from others while a run waits; `tasks.rollout.require_unchanged` reads it again afterwards,
+- The endpoint is not kept from others while a run waits; `tasks.questions.require_unchanged` reads it again afterwards,
   and refuses when what was approved is no longer what would happen.
 """
 

@@ -1,19 +1,24 @@
-"""What a person is asked: the plan before a job is submitted, the gate's report before traffic moves."""
+"""What a person is asked before a job and before traffic, and whether what was approved is still what would happen."""
 
 from __future__ import annotations
 
+from prefect.cache_policies import NO_CACHE
+
 from tasks.approval import await_approval
-from tasks.config import PipelineConfig
+from tasks.config import PipelineConfig, PlatformConfig
 from tasks.estimate.estimate import RunEstimate
 from tasks.estimate.prices import hourly_cost, load_prices
 from tasks.estimate.text import estimate_markdown
 from tasks.lease import EndpointLease
 from tasks.platforms.connect import connect
-from tasks.platforms.refs import DeploymentRef, EndpointStatus, JobSpec
+from tasks.platforms.errors import GateRefusedError
+from tasks.platforms.refs import DeploymentRef, EndpointStatus, JobSpec, ModelVersion
 from tasks.report import RunReport, comparison, sample_answers
-from tasks.rollout import record_again, require_unchanged
-from tasks.step import log
+from tasks.rollout import objection_to_traffic, record_rollout
+from tasks.step import log, step
 from tasks.training import adoptable_job
+
+_AGAIN = "Run the same command again."
 
 
 def approve_submission(config: PipelineConfig, spec: JobSpec, estimate: RunEstimate) -> None:
@@ -63,12 +68,51 @@ def approve_traffic(
             approval = await_approval("traffic", question, config.approval)
     finally:
         if lease.is_held:
-            record_again(config.platform, before.name, deployment.name)
+            _record_again(config.platform, before.name, deployment.name)
     if approval.rejects_version:
         connect(config.platform).reject_model(model, f"{approval.by}: {approval.reason or 'refused'}")
     rejected = " and was rejected" if approval.rejects_version else ""
     approval.require(f"Version {model.version} got no traffic{rejected}")
     return require_unchanged(config.platform, before, deployment, model)
+
+
+def _record_again(place: PlatformConfig, endpoint: str, deployment: str) -> None:
+    """Note a rollout that has not moved traffic yet, since others could change the endpoint and its notes."""
+    platform = connect(place)
+    now = platform.read_endpoint(endpoint)
+    if now and any(d.name == deployment and not d.percent for d in now.deployments):
+        record_rollout(platform, now, deployment)
+
+
+@step(cache_policy=NO_CACHE)
+def require_unchanged(
+    place: PlatformConfig, before: EndpointStatus, deployment: DeploymentRef, model: ModelVersion
+) -> EndpointStatus:
+    """The endpoint as it is after others could change it.
+
+    Raises:
+        GateRefusedError: it is not as it was, or the version or the deployment may not get traffic any more.
+    """
+    platform = connect(place)
+    now = platform.read_endpoint(before.name)
+    if now is None:
+        raise GateRefusedError(f"Endpoint {before.name} was deleted while the run waited.", fix=_AGAIN)
+    if objection := objection_to_traffic(now, platform.read_model(model.name, model.version)):
+        raise GateRefusedError(f"{objection[0].upper()}{objection[1:]}.")
+    if _shares(now) not in (_shares(before), {deployment.name: 100}):
+        raise GateRefusedError(
+            f"The traffic of {now.name} was changed while the run waited, from {_shares(before)} to {_shares(now)}.",
+            fix=f"{_AGAIN} It compares with the version that serves then.",
+        )
+    candidate = next((d for d in now.deployments if d.name == deployment.name), None)
+    if candidate is None or candidate.state != "ready":
+        found = f"is {candidate.state}" if candidate else "was deleted"
+        raise GateRefusedError(f"Deployment {deployment.name} {found} since it was shown for approval.", fix=_AGAIN)
+    return now
+
+
+def _shares(status: EndpointStatus) -> dict[str, int]:
+    return {name: percent for name, percent in status.traffic.percents if percent}
 
 
 def _traffic_question(

@@ -33,7 +33,6 @@ from tasks.step import log, step
 from tasks.watch import watch
 
 _COMPARED_CHARACTERS = 40
-_AGAIN = "Run the same command again."
 # Asked when the evaluation kept no samples: any answer will do.
 _ANY_QUESTION: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Hello"}],
@@ -102,7 +101,7 @@ def deploy(
             fix="Thaw it with: phiflow freeze --off",
         )
     if deployment.name != before.traffic.main:
-        _record(platform, before, deployment.name)
+        record_rollout(platform, before, deployment.name)
     deadline = time.monotonic() + serving.start_timeout_seconds
     while True:
         status = platform.read_deployment(before.name, deployment.name)
@@ -124,48 +123,10 @@ def deploy(
         time.sleep(platform.poll_seconds)
 
 
-def _record(platform: Platform, before: EndpointStatus, deployment: str) -> None:
+def record_rollout(platform: Platform, before: EndpointStatus, deployment: str) -> None:
+    """Keep with the endpoint how to undo what this run is about to do."""
     record = RolloutRecord(run_id=str(flow_run.id), candidate=deployment, traffic_before=before.traffic.percents)
     platform.record_rollout(before.name, record)
-
-
-def record_again(place: PlatformConfig, endpoint: str, deployment: str) -> None:
-    """Note a rollout that has not moved traffic yet, since others could change the endpoint and its notes."""
-    platform = connect(place)
-    now = platform.read_endpoint(endpoint)
-    if now and any(d.name == deployment and not d.percent for d in now.deployments):
-        _record(platform, now, deployment)
-
-
-@step(cache_policy=NO_CACHE)
-def require_unchanged(
-    place: PlatformConfig, before: EndpointStatus, deployment: DeploymentRef, model: ModelVersion
-) -> EndpointStatus:
-    """The endpoint as it is after others could change it.
-
-    Raises:
-        GateRefusedError: it is not as it was, or the version or the deployment may not get traffic any more.
-    """
-    platform = connect(place)
-    now = platform.read_endpoint(before.name)
-    if now is None:
-        raise GateRefusedError(f"Endpoint {before.name} was deleted while the run waited.", fix=_AGAIN)
-    if objection := objection_to_traffic(now, platform.read_model(model.name, model.version)):
-        raise GateRefusedError(f"{objection[0].upper()}{objection[1:]}.")
-    if _shares(now) not in (_shares(before), {deployment.name: 100}):
-        raise GateRefusedError(
-            f"The traffic of {now.name} was changed while the run waited, from {_shares(before)} to {_shares(now)}.",
-            fix=f"{_AGAIN} It compares with the version that serves then.",
-        )
-    candidate = next((d for d in now.deployments if d.name == deployment.name), None)
-    if candidate is None or candidate.state != "ready":
-        found = f"is {candidate.state}" if candidate else "was deleted"
-        raise GateRefusedError(f"Deployment {deployment.name} {found} since it was shown for approval.", fix=_AGAIN)
-    return now
-
-
-def _shares(status: EndpointStatus) -> dict[str, int]:
-    return {name: percent for name, percent in status.traffic.percents if percent}
 
 
 @step(cache_policy=NO_CACHE)

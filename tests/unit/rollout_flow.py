@@ -50,6 +50,7 @@ def flow_on(platform: FakePlatform, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     """Run the flow's own body with its real rollout and canned stages before and after it."""
     published: list[RunReport] = []
     steps = {name: value for name, value in vars(flow_module).items() if isinstance(value, Task)}
+    require_unchanged = tasks.questions.require_unchanged
 
     def run(version: str = "2", *, gate_passes: bool = True, **settings: Any) -> Any:
         model = settings.pop("model", None) or model_version(version)
@@ -78,8 +79,8 @@ def flow_on(platform: FakePlatform, monkeypatch: pytest.MonkeyPatch, tmp_path: P
             rollout = step.fn.__module__ == "tasks.rollout"
             stand_in = plain(step) if rollout else constant(canned.get(name))
             monkeypatch.setattr(flow_module, name, stand_in)
-        # One of the rollout's steps that is called from elsewhere.
-        monkeypatch.setattr(tasks.questions, "require_unchanged", plain(tasks.rollout.require_unchanged))
+        # Called by one of the flow's functions, not by the flow.
+        monkeypatch.setattr(tasks.questions, "require_unchanged", plain(require_unchanged))
         for name in ("begin_run", "training_spec", "tracking_url", "failed_attempt"):
             monkeypatch.setattr(flow_module, name, lambda *_: "")
         monkeypatch.setattr(flow_module, "finish_training", lambda *_: result)

@@ -1,6 +1,7 @@
 """The shared installation, pointed at an emulator of Azure Machine Learning that the tests own.
 
-State folder, environments and Prefect are those of `journey`; workspace, jobs and endpoints are the emulator's.
+State folder, environments and Prefect are those of `journey`; workspace, jobs and endpoints are the emulator's, which
+begins as an empty subscription: `phiflow up` makes the workspace.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from typing import Any
 
 import pytest
 import requests
+import yaml
 from journey import ROOT, Journey, _shared, eventually, kill, records
 
 AZURITE_FOLDERS = (ROOT / "node_modules" / ".bin", ROOT / ".phiflow-azure" / "node" / "node_modules" / ".bin")
-_PLATFORM = {"kind": "azure", "poll_seconds": 0.2}
+_PLATFORM = {"kind": "azure", "poll_seconds": 0.2, "location": "westeurope"}
 
 # Statuses of a PUT that made something; 0 is an answer that was lost on its way.
 MADE = (0, 201)
@@ -40,7 +42,9 @@ class AzureJourney(Journey):
         self.process: subprocess.Popen[bytes] | None = None
         self.reach: dict[str, str] = {}
         self.url = ""
+        self.identity: dict[str, str] = {}
         self.start_emulator()
+        self.up = self.bring_up()
         # Each folder of tests has a `journey` fixture of its own, and whichever ends first closes the shared one.
         local.closes_first.append(self.close)
 
@@ -50,7 +54,7 @@ class AzureJourney(Journey):
         ready = self.state / "ready.json"
         ready.unlink(missing_ok=True)
         command = [sys.executable, "-m", "tests.azure_emulator", "--state", str(self.state / "emulator")]
-        command += ["--log", str(self.log), "--ready", str(ready), "--home", str(self.home)]
+        command += ["--log", str(self.log), "--ready", str(ready), "--home", str(self.home), "--empty"]
         with (self.state / "emulator.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=super().environment(), stdout=log, stderr=log, start_new_session=True
@@ -60,6 +64,17 @@ class AzureJourney(Journey):
         assert ready.exists(), (self.state / "emulator.log").read_text()[-3000:]
         told = json.loads(ready.read_text(encoding="utf-8"))
         self.url, self.reach = told["url"], told["env"]
+
+    def bring_up(self) -> dict[str, Any]:
+        """Make the workspace and what belongs to it; later configurations have the identity that was written."""
+        config = self.configure("foundation")
+        told = self.json("up", config)
+        self.identity = yaml.safe_load(config.read_text(encoding="utf-8"))["platform"]["identity"]
+        return told
+
+    def inventory(self) -> list[str]:
+        """The ids of all that is in the subscription."""
+        return [str(entry) for entry in self.control("GET", "/_emulator/inventory").json()["value"]]
 
     def kill_emulator(self) -> None:
         """End it the hard way; what it runs goes on."""
@@ -71,7 +86,8 @@ class AzureJourney(Journey):
         return {**super().environment(), **self.reach, "PYTHONPATH": path, **more}
 
     def configure(self, name: str, rows: Any = None, **sections: Any) -> Path:
-        platform = {**_PLATFORM, **sections.pop("platform", {})}
+        known = {"identity": self.identity} if self.identity else {}
+        platform = {**_PLATFORM, **known, **sections.pop("platform", {})}
         compute = {"size": "Standard_E16s_v3", **sections.pop("compute", {})}
         # Other data than the local journeys', which would find it prepared on this machine.
         rows = records(41) if rows is None else rows
@@ -149,6 +165,7 @@ class Deployed:
     def __init__(self, azure: AzureJourney) -> None:
         self.name = "cupboards"
         self.config = azure.configure(self.name, gate={"champion_tolerance": 10.0})
+        self.num_before = len(azure.exchanges())
         started = time.monotonic()
         ended = azure.phiflow("run", self.config, "--json", timeout=600, PREFECT_LOGGING_LEVEL="DEBUG")
         self.seconds = time.monotonic() - started

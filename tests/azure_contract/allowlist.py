@@ -107,6 +107,14 @@ ALLOWED = (
         recorded=False,
     ),
     Allowed(
+        r"onlineEndpoints/\*$",
+        r"^response\.identity\.(principalId|tenantId)$",
+        "missing",
+        "Every recorded endpoint has an identity of the system's, which these are of; one with a user-assigned identity "
+        "alone has neither.",
+        recorded=False,
+    ),
+    Allowed(
         r"^GET ",
         r"^response\.nextLink$",
         "extra|missing",

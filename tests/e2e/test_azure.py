@@ -59,7 +59,7 @@ def test_second_run_makes_nothing(azure: AzureJourney, deployed: Deployed) -> No
 
 def test_management_calls_are_few(azure: AzureJourney, deployed: Deployed) -> None:
     """A first run asks Azure Resource Manager at most 120 times, besides polling."""
-    calls = count_calls(list(logged(azure.log))[: len(deployed.exchanges)])
+    calls = count_calls(list(logged(azure.log))[deployed.num_before : len(deployed.exchanges)])
     assert 20 < calls.asked.total() <= 120, calls.table()
 
 
@@ -259,3 +259,18 @@ def test_smoke_run_is_rehearsed(azure: AzureJourney, deployed: Deployed, tmp_pat
     text = evidence.with_suffix(".md").read_text()
     assert azure.reach["AZURE_SUBSCRIPTION_ID"] not in text
     assert "| fine-tune, register, deploy, serve | ok |" in text
+
+
+def test_down_leaves_an_empty_subscription_that_goes_up_again(azure: AzureJourney, deployed: Deployed) -> None:
+    """From nothing, `up` made all there is; `down` leaves nothing of it, names free, and may be said twice."""
+    assert {change["action"] for change in azure.up["changes"]} == {"create"}
+    again = azure.json("up", deployed.config, "--what-if")
+    assert again["changes"] == []
+    assert len(azure.inventory()) > 10
+    down = azure.phiflow("down", deployed.config, "--scope", "all", "--yes", timeout=300)
+    assert down.returncode == 0, down.stderr[-3000:]
+    assert azure.inventory() == []
+    twice = azure.phiflow("down", deployed.config, "--scope", "all", "--yes")
+    assert twice.returncode == 0 and "Nothing to delete" in twice.stdout
+    azure.bring_up()
+    assert azure.json("up", deployed.config, "--what-if")["changes"] == []

@@ -89,7 +89,7 @@ def _failed_checks(command: _Command) -> list[Check]:
         checks.append(check)
         if check.outcome != Outcome.PASS:
             word = "error" if check.outcome == Outcome.FAIL else "warning"
-            print(f"{word}: {check.name}: {check.found} {check.fix}".rstrip(), file=sys.stderr, flush=True)
+            print(f"{word}: {check.name}: {check.found.rstrip('.')}. {check.fix}".rstrip(), file=sys.stderr, flush=True)
     command.told["checks"] = [
         {"name": one.name, "outcome": str(one.outcome), "found": one.found, "fix": one.fix} for one in checks
     ]

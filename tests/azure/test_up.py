@@ -191,10 +191,8 @@ def test_engineer_is_told_of_each_missing_thing(world: World) -> None:
     before = world.inventory()
     code, told = world.up("--part", "engineer")
     assert (code, world.inventory()) == (4, before)
-    assert (
-        f"missing: role Storage Blob Data Contributor on {last_name(world.names().storage_account)}"
-        in (told["error"]["message"])
-    )
+    storage = last_name(world.names().storage_account)
+    assert f"missing: role Storage Blob Data Contributor on storage account {storage} for" in told["error"]["message"]
     assert len(world.up("--part", "owner")[1]["done"]) == 1
 
 

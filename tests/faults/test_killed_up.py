@@ -24,12 +24,14 @@ platform: {kind: azure, location: westeurope, poll_seconds: 0.05}
 data: {source: questions.jsonl}
 compute: {size: Standard_DS3_v2}
 """
-# In the order in which they are made; a scenario is matched with type and name.
+# In the order in which they are made, and of the roles which; a scenario is matched with type and name.
 RESOURCES = (
     "ManagedIdentity/userAssignedIdentities",
     "ContainerRegistry/registries",
     "Storage/storageAccounts/phi",
     "Authorization/roleAssignments",
+    "Authorization/roleAssignments#2",
+    "Authorization/roleAssignments#3",
     "KeyVault/vaults",
     "OperationalInsights/workspaces",
     "Insights/components",
@@ -107,7 +109,9 @@ def kill_when(emulator: EmulatorProcess, file: Path, reached: Callable[[], bool]
 @pytest.mark.parametrize("resource", RESOURCES)
 def test_killed_while_it_makes(emulator: EmulatorProcess, file: Path, undisturbed: list[str], resource: str) -> None:
     """The deployment goes on without its command; the next command waits for it and makes the rest, no more."""
-    emulator.add_scenario("slow", match={"kind": "template-resource", "name": resource}, seconds=1.0)
+    name, _, nth = resource.partition("#")
+    match = {"kind": "template-resource", "name": name, "nth": int(nth or 1)}
+    emulator.add_scenario("slow", match=match, seconds=1.0)
     kill_when(emulator, file, lambda: not emulator.waiting_scenarios())
     assert existing(emulator) != undisturbed
     assert finished(emulator, file) == undisturbed

@@ -65,7 +65,7 @@ class Provisioning:
         if found.group is not None:
             return tuple(self._changes(part, found, blueprint))
         resources = [creation(blueprint.ids[word]) for word in blueprint.made_by(part)]
-        roles = [role_creation(role, blueprint) for role in blueprint.roles]
+        roles = [role_creation(role) for role in blueprint.roles]
         return (creation(blueprint.names.group), *resources, *roles)
 
     def await_running(self) -> Iterator[str]:
@@ -148,7 +148,7 @@ class Provisioning:
                     missing.append(f"{kind_of(blueprint.ids[word])} {last_name(blueprint.ids[word])}")
             for role in blueprint.roles:
                 if role.principal_id and not is_assigned(self._workspace, role):
-                    missing.append(f"role {role_name(role, blueprint)}")
+                    missing.append(f"role {role_name(role)}")
         if missing:
             raise NotFoundError(
                 f"The owner's part is not done; missing: {', '.join(missing)}.",
@@ -165,7 +165,7 @@ class Provisioning:
         for role in roles:
             # An identity that is to come has no roles yet, and their names come from its id.
             if not role.principal_id or (not role.word and not is_assigned(self._workspace, role)):
-                yield role_creation(role, blueprint)
+                yield role_creation(role)
 
     def _ensure_group(self, changes: Sequence[ResourceChange]) -> Iterator[str]:
         _, blueprint = self._look()
@@ -188,12 +188,12 @@ class Provisioning:
         found, blueprint = self._look()
         new = [role for role in blueprint.roles if not is_assigned(self._workspace, role)]
         if words := [role.word for role in new if role.word]:
-            roles = [role_creation(role, blueprint) for role in new]
+            roles = [role_creation(role) for role in new]
             yield from self._begin(ROLES_DEPLOYMENT, self._parameters(found, blueprint, words), roles)
         for role in new:
             if not role.word:
                 assign_role(self._workspace, role)
-                yield f"made role {role_name(role, blueprint)}"
+                yield f"made role {role_name(role)}"
 
     def _begin(self, name: str, parameters: dict[str, Any], changes: Sequence[ResourceChange]) -> Iterator[str]:
         """Deploy, and yield what was made and changed."""

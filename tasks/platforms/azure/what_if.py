@@ -8,7 +8,7 @@ from typing import Any
 from tasks.platforms.azure.blueprint import Blueprint
 from tasks.platforms.azure.resource_names import last_name
 from tasks.platforms.azure.survey import type_of
-from tasks.platforms.azure.wanted_roles import Role
+from tasks.platforms.azure.wanted_roles import ROLE_NAMES, Role
 from tasks.platforms.refs import ResourceChange
 
 ROLE = "role"
@@ -43,14 +43,15 @@ def creation(resource_id: str, name: str = "") -> ResourceChange:
     )
 
 
-def role_creation(role: Role, blueprint: Blueprint) -> ResourceChange:
+def role_creation(role: Role) -> ResourceChange:
     """The change of a role that is not given yet, perhaps to an identity that is not there yet."""
-    return creation(role.id, role_name(role, blueprint))
+    return creation(role.id, role_name(role))
 
 
-def role_name(role: Role, blueprint: Blueprint) -> str:
+def role_name(role: Role) -> str:
     """Which role, on what, for whom."""
-    return f"{role.told} for {role.principal_id if role.is_person else last_name(blueprint.ids['identity'])}"
+    whom = f"engineer {role.principal_id}" if role.is_person else "the identity"
+    return f"{ROLE_NAMES[role.role]} on {kind_of(role.scope)} {last_name(role.scope)} for {whom}"
 
 
 def read_changes(result: Any, blueprint: Blueprint) -> Iterator[ResourceChange]:
@@ -60,7 +61,7 @@ def read_changes(result: Any, blueprint: Blueprint) -> Iterator[ResourceChange]:
         result: azure.mgmt.resource.deployments' WhatIfOperationResult.
     Source: https://learn.microsoft.com/azure/azure-resource-manager/templates/deploy-what-if#change-types
     """
-    names = {role.id.lower(): role_name(role, blueprint) for role in blueprint.roles if role.principal_id}
+    names = {role.id.lower(): role_name(role) for role in blueprint.roles if role.principal_id}
     for change in result.changes or ():
         action = _ACTIONS.get(str(getattr(change.change_type, "value", change.change_type)), "")
         paths, location = dict(_paths(change.delta or ())), str(change.resource_id)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.azure.emptied import delete_group
+from tests.azure.workbench import Workbench, until
 from tests.azure_emulator.names import PRINCIPAL, TENANT
 from tests.azure_emulator.process import EmulatorProcess
 from tests.azure_emulator.resource_types import TYPES
@@ -201,9 +203,31 @@ def test_a_workspace_goes_as_azures_do(cloud: EmulatorProcess) -> None:
     assert (blocked.status_code, "Soft-deleted workspace exists." in blocked.text) == (400, True)
 
 
+@pytest.mark.slow
+def test_what_runs_in_a_workspace_ends_with_it(cloud: EmulatorProcess) -> None:
+    """A job is ended and forgotten; in the workspace that is made again, its name is free."""
+    _seed(cloud)
+    bench = Workbench(cloud)
+    bench.submit("same", bench.job("sleep 600", bench.cluster("cpu", 1)))
+    until(lambda: bench.status("same") == "Running")
+    (command,) = _running("sleep 600")
+    assert cloud.send("DELETE", f"{SCOPE.workspace_id}?api-version=2024-10-01-preview&forceToPurge=true").ok
+    until(lambda: SCOPE.workspace_id not in cloud.inventory())
+    assert not psutil.pid_exists(command)
+    _seed(cloud)
+    bench = Workbench(cloud)
+    bench.submit("same", bench.job("true", bench.cluster("cpu", 1)))
+    assert bench.ended("same") == "Completed"
+
+
+def _running(command: str) -> list[int]:
+    """The processes with this command line."""
+    return [one.pid for one in psutil.process_iter(["cmdline"]) if " ".join(one.info["cmdline"] or []) == command]
+
+
 def _seed(cloud: EmulatorProcess) -> None:
     for path, body in seed_bodies(SCOPE).items():
-        assert _put(cloud, path, body).status_code in (201, 202)
+        assert _put(cloud, path, body).ok
 
 
 def _wanted_properties() -> dict[str, Any]:

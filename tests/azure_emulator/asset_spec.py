@@ -121,7 +121,7 @@ def _model(given: dict[str, Any], emulator: Emulator) -> dict[str, Any]:
 
 def _flavors(place: Place, emulator: Emulator) -> dict[str, Any]:
     """What the service reads from the model's MLmodel."""
-    blob = emulator.blobs.get_blob_client(place.container, f"{place.path}/MLmodel".lstrip("/"))
+    blob = emulator.storage.client().get_blob_client(place.container, f"{place.path}/MLmodel".lstrip("/"))
     if not blob.exists():
         raise user_error(f"The model of type mlflow_model at {place.path} has no file MLmodel.")
     document = yaml.safe_load(blob.download_blob().readall()) or {}
@@ -138,7 +138,7 @@ def _required(given: dict[str, Any], field: str) -> str:
 
 
 def _place(uri: str, emulator: Emulator) -> Place:
-    if uri.startswith("https://") and not uri.startswith(emulator.account.url):
+    if uri.startswith("https://") and not uri.startswith(emulator.storage.account().url):
         raise user_error(f"The storage account of {uri.split('?')[0]} is not one that this workspace can read.")
     try:
         return Uris(emulator.workspace_id, emulator.store.get).place(uri)
@@ -150,7 +150,7 @@ def _place(uri: str, emulator: Emulator) -> Place:
 def _require_content(uri: str, emulator: Emulator) -> Place:
     """The place of a URI, which must have at least one blob."""
     place = _place(uri, emulator)
-    container = emulator.blobs.get_container_client(place.container)
+    container = emulator.storage.client().get_container_client(place.container)
     if not container.exists() or next(iter(container.list_blobs(name_starts_with=place.path)), None) is None:
         raise ServiceError(400, "UserError", f"There is no content at {uri.split('?')[0]}.", inner="BadArgument")
     return place

@@ -114,7 +114,7 @@ class Assets:
         self._require_name(name, version)
         if request.json.get("pendingUploadType") != "TemporaryBlobReference":
             raise validation_error(f"The pendingUploadType '{request.json.get('pendingUploadType')}' is not supported.")
-        upload = self._emulator.open_upload()
+        upload = self._emulator.storage.open_upload()
         return Answer(200, upload)
 
     def _require_name(self, name: str, version: str) -> None:

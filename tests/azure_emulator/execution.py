@@ -56,7 +56,7 @@ class Execution:
         self.emulator = emulator
         state, store, workspace = emulator.state, emulator.store, emulator.workspace_id
         source = Path(emulator.options.server_source).absolute() if emulator.options.server_source else None
-        self._transfers = Transfers(lambda: emulator.blobs)
+        self._transfers = Transfers(emulator.storage.client)
         self.specs = JobSpecs(workspace, store.get, _PROJECT / "environments", emulator.local.home.root)
         self.records = JobRecords(state / "jobs", emulator.env)
         self.jobs = Jobs(workspace, store, self.specs, self.records, emulator.url, self._launch)
@@ -160,4 +160,4 @@ class Execution:
         return []
 
     def _sign(self, name: str, path: str) -> str:
-        return self.emulator.account.sign_blob(ARTIFACT_CONTAINER, f"ExperimentRun/dcid.{name}/{path}")
+        return self.emulator.storage.account().sign_blob(ARTIFACT_CONTAINER, f"ExperimentRun/dcid.{name}/{path}")

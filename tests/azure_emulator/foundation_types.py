@@ -37,7 +37,7 @@ class _Storage(Behaviour):
             raise arm_error(400, "InvalidAccountKind", f"The account kind '{it.body.get('kind')}' is not valid.")
 
     def completed(self, it: Wanted, resource: dict[str, Any]) -> dict[str, Any]:
-        name, port = resource["name"], it.emulator.account_port
+        name, port = resource["name"], it.emulator.storage.port
         resource["sku"] = {**resource.get("sku", {}), "tier": "Standard"}
         resource["properties"] |= {
             "provisioningState": "Succeeded",
@@ -50,16 +50,16 @@ class _Storage(Behaviour):
 
     def made(self, emulator: Emulator, resource: dict[str, Any], before: dict[str, Any] | None) -> None:
         if before is None:
-            emulator.serve_storage()
+            emulator.storage.serve()
 
     def removed(self, emulator: Emulator, resource: dict[str, Any], query: dict[str, str] | None) -> None:
-        emulator.empty_storage(resource["name"])
+        emulator.storage.empty(resource["name"])
 
 
 class _Container(Behaviour):
     def made(self, emulator: Emulator, resource: dict[str, Any], before: dict[str, Any] | None) -> None:
         account = resource["id"].split("/storageAccounts/")[-1].split("/")[0]
-        emulator.ensure_container(resource["name"], account)
+        emulator.storage.ensure_container(resource["name"], account)
 
 
 class _Vault(Behaviour):
@@ -197,7 +197,7 @@ class _Workspace(Behaviour):
 
     def made(self, emulator: Emulator, resource: dict[str, Any], before: dict[str, Any] | None) -> None:
         if before is None and resource["id"].lower() == emulator.workspace_id.lower():
-            emulator.open_workspace()
+            workspace.open_workspace(emulator)
 
     def require_removable(self, emulator: Emulator, resource: dict[str, Any]) -> None:
         if emulator.store.list(f"{resource['id']}/onlineEndpoints"):

@@ -35,7 +35,6 @@ from tests.azure_emulator import (
     workspace,
 )
 from tests.azure_emulator.arm import Handler, Router, Scope, answered
-from tests.azure_emulator.azurite import Account, Azurite, open_client
 from tests.azure_emulator.certificates import ensure_certificates
 from tests.azure_emulator.exchanges import Exchanges
 from tests.azure_emulator.foundation import Foundation
@@ -44,17 +43,16 @@ from tests.azure_emulator.listener import Listener
 from tests.azure_emulator.names import CERTIFICATE_NAMES, SUFFIX, TENANT, cloud_name
 from tests.azure_emulator.operations import Operations
 from tests.azure_emulator.resource_groups import ResourceGroups
-from tests.azure_emulator.resource_types import STORAGE, all_versions
+from tests.azure_emulator.resource_types import WORKSPACE, all_versions, resource_not_found
 from tests.azure_emulator.scenarios import Scenarios, refusal
 from tests.azure_emulator.settings import Settings
 from tests.azure_emulator.soft_delete import SoftDeleted
+from tests.azure_emulator.storage_accounts import StorageAccounts
 from tests.azure_emulator.store import Store
 from tests.azure_emulator.template_deployments import TemplateDeployments
-from tests.azure_emulator.web import Answer, Request, ServiceError, arm_error
+from tests.azure_emulator.web import Answer, Request, ServiceError
 
 if TYPE_CHECKING:
-    from azure.storage.blob import BlobServiceClient
-
     from tasks.platforms.local.local_platform import LocalPlatform
     from tests.azure_emulator.authorization import Rights
     from tests.azure_emulator.execution import Execution
@@ -95,10 +93,8 @@ class Emulator:
         self.scope = SCOPE
         self.workspace_id = SCOPE.workspace_id
         settings = self._settings()
-        self.account_port: int = settings["storage_port"]
-        self._account_key: str = settings["account_key"]
         self.certificates = ensure_certificates(self.state / "certificates", CERTIFICATE_NAMES)
-        self.azurite = Azurite(self.state / "azurite", self.account_port, self._account_key, self.certificates)
+        self.storage = StorageAccounts(self, settings["storage_port"], settings["account_key"])
         self._server = Listener(settings["port"], self.certificates)
         self.url = f"https://127.0.0.1:{settings['port']}"
         self.cloud = cloud_name(settings["port"])
@@ -116,13 +112,12 @@ class Emulator:
         self.template_deployments = TemplateDeployments(self)
         self.execution: Execution
         self._router = Router(SCOPE, self.identity.require)
-        self._clients: dict[str, BlobServiceClient] = {}
         self._stopping: list[Callable[[], None]] = []
 
     def start(self) -> None:
         """Start the storage, make the routes, and listen."""
         self.env = self._environment()
-        document = metadata.cloud_metadata(self.cloud, self.url, self.account_port)
+        document = metadata.cloud_metadata(self.cloud, self.url, self.storage.port)
         self.register("GET", metadata.PATH, lambda _: Answer(200, document))
         self.register("GET", "/identity/token", self.identity.give)
         for family in ("mfeOperationsStatus", "computeOperationsStatus", "workspaceOperationsStatus"):
@@ -141,24 +136,22 @@ class Emulator:
     def _open(self) -> None:
         """Have what there was, or what a new subscription begins with, and go on with what was on its way."""
         begun = self.store.get(_BEGUN)
-        self.serve_storage()
-        if begun or self.store.list(f"{self.workspace_id}/datastores"):
-            self.foundation.resume()
-            self.groups.resume()
-            self.template_deployments.resume()
+        self.storage.serve()
         if not begun:
             self.store.put(_BEGUN, {"empty": self.options.empty})
             if not self.options.empty:
                 workspace.seed(self)
         if self.store.get(self.workspace_id):
-            self.open_workspace()
+            workspace.open_workspace(self)
+        for part in (self.foundation, self.groups, self.template_deployments):
+            part.resume()
 
     def stop(self) -> None:
         """End in order: who registered with `on_stop` first, the storage last."""
         self._server.shutdown()
         for call in reversed(self._stopping):
             call()
-        self.azurite.stop()
+        self.storage.stop()
         self.exchanges.close()
 
     def register(self, method: str, pattern: str, handler: Handler) -> None:
@@ -209,72 +202,20 @@ class Emulator:
         for guard in self._router.guards:
             guard(request)
 
-    @property
-    def storage_id(self) -> str:
-        """The resource id of the workspace's storage account.
+    def workspace_property(self, field: str) -> str:
+        """One of the properties of the workspace, such as storageAccount.
 
         Raises:
             ServiceError: 404, there is no workspace.
         """
-        return str(self._of_workspace("storageAccount"))
-
-    @property
-    def vault_name(self) -> str:
-        """The name of the workspace's key vault.
-
-        Raises:
-            ServiceError: 404, there is no workspace.
-        """
-        return str(self._of_workspace("keyVault")).rsplit("/", 1)[-1].lower()
-
-    @property
-    def account(self) -> Account:
-        """The workspace's storage account.
-
-        Raises:
-            ServiceError: 404, there is no workspace.
-        """
-        return self.account_named(self.storage_id.rsplit("/", 1)[-1])
-
-    def account_named(self, name: str) -> Account:
-        """A storage account."""
-        return Account(name, self._account_key, self.account_port, str(self.certificates.authorities))
-
-    @property
-    def blobs(self) -> BlobServiceClient:
-        """The workspace's storage account, with its key."""
-        return self._client(self.account)
-
-    def serve_storage(self) -> None:
-        """Have all storage accounts reached, and no others."""
-        names = [one["name"] for one in self.groups.resources() if one["type"] == STORAGE]
-        self.azurite.serve(names)
-
-    def empty_storage(self, name: str) -> None:
-        """Delete what is in a storage account."""
-        client = self._client(self.account_named(name))
-        for container in client.list_containers():
-            client.delete_container(container.name)
-
-    def open_workspace(self) -> None:
-        """Have what comes with the workspace: datastores, their containers, and the way to them for jobs."""
-        _write_private(self.connection_file, json.dumps(self.account.to_json()))
-        workspace.Workspace(self).ensure_datastores()
-        for store in self.store.list(f"{self.workspace_id}/datastores"):
-            if name := store["properties"].get("containerName"):
-                self.ensure_container(name)
-
-    def _of_workspace(self, field: str) -> Any:
         found = self.store.get(self.workspace_id)
         if found is None:
-            raise arm_error(404, "ResourceNotFound", "There is no workspace.")
-        return found["properties"][field]
+            raise resource_not_found(WORKSPACE, SCOPE.workspace, SCOPE.group)
+        return str(found["properties"][field])
 
-    def _client(self, account: Account) -> BlobServiceClient:
-        known = self._clients.get(account.name)
-        if known is None:
-            known = self._clients[account.name] = open_client(account.to_json())
-        return known
+    def write_connection(self) -> None:
+        """Have `connection_file` tell the way to the workspace's storage."""
+        _write_private(self.connection_file, json.dumps(self.storage.account().to_json()))
 
     @functools.cached_property
     def local(self) -> LocalPlatform:
@@ -291,27 +232,6 @@ class Emulator:
         if not link.is_symlink():
             link.symlink_to(built, target_is_directory=True)
         return LocalPlatform(Home.open(str(home)))
-
-    def ensure_container(self, name: str, account: str = "") -> None:
-        """Have a container in a storage account; in the workspace's when none is named."""
-        client = self._client(self.account_named(account)) if account else self.blobs
-        container = client.get_container_client(name)
-        if not container.exists():
-            container.create_container()
-
-    def open_upload(self) -> dict[str, Any]:
-        """A new container, and a URL with which it can be written."""
-        container = f"{uuid.uuid4().hex[:8]}-{uuid.uuid4()}"
-        self.ensure_container(container)
-        return {
-            "pendingUploadId": str(uuid.uuid4()),
-            "pendingUploadType": "TemporaryBlobReference",
-            "blobReferenceForConsumption": {
-                "blobUri": f"{self.account.url}/{container}",
-                "storageAccountArmId": self.storage_id,
-                "credential": {"credentialType": "SAS", "sasUri": self.account.sign_container(container)},
-            },
-        }
 
     def page(self, request: Request, found: list[dict[str, Any]]) -> Answer:
         """A page of a list, and where the next one is."""

@@ -1,18 +1,18 @@
 """ARM templates: their parameters checked, their expressions computed, their resources put in order.
 
-Not all of the language: loops, nested templates and the functions that `_FUNCTIONS` and `Template` lack are refused, as
-Resource Manager refuses what it does not know.
+Not all of the language: loops, nested templates and the functions that `template_functions.py` and `Template` lack are
+refused, as Resource Manager refuses what it does not know.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.azure_emulator.expressions import Functions, TemplateError, compute, evaluate, parse_all
 from tests.azure_emulator.resource_ids import resource_id
+from tests.azure_emulator.template_functions import FUNCTIONS
 
 Reference = Callable[[str, str, bool], Any]
 _SECTIONS = frozenset({"$schema", "contentVersion", "apiProfile", "parameters", "variables", "resources", "outputs"})
@@ -79,7 +79,7 @@ class Template:
         if unknown := sorted(template.keys() - _SECTIONS - {"metadata"}):
             raise TemplateError(f"Could not find member '{unknown[0]}' on object of type 'Template'.")
         self._template, self._place = template, place
-        self._functions = {**_FUNCTIONS, **self._of_place(), "reference": _no_reference}
+        self._functions = {**FUNCTIONS, **self._of_place(), "reference": _no_reference}
         self.parameters = self._parameters(given)
         self._functions["parameters"] = self._parameter
         self._functions["variables"] = self._variable
@@ -332,66 +332,3 @@ def _ordered(resources: list[TemplateResource]) -> list[TemplateResource]:
         waiting.remove(ready[-1])
         done.add(ready[-1].id.lower())
     return order
-
-
-def _union(*given: Any) -> Any:
-    if isinstance(given[0], dict):
-        return {key: value for one in given for key, value in one.items()}
-    items = [item for one in given for item in one]
-    return [item for number, item in enumerate(items) if item not in items[:number]]
-
-
-def _contains(container: Any, item: Any) -> bool:
-    if isinstance(container, dict):
-        return str(item).lower() in {key.lower() for key in container}
-    return item in container
-
-
-def _concat(*given: Any) -> Any:
-    if given and isinstance(given[0], list):
-        return [item for one in given for item in one]
-    return "".join(_text(one) for one in given)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and one == other
-
-
-_FUNCTIONS: Functions = {
-    "if": lambda test, then, otherwise: then() if test() else otherwise(),
-    "and": lambda *tests: all(test() for test in tests),
-    "or": lambda *tests: any(test() for test in tests),
-    "not": lambda value: not value,
-    "equals": _same,
-    "true": lambda: True,
-    "false": lambda: False,
-    "null": lambda: None,
-    "empty": lambda value: value is None or len(value) == 0,
-    "length": len,
-    "contains": _contains,
-    "coalesce": lambda *given: next((one for one in given if one is not None), None),
-    "concat": _concat,
-    "format": lambda text, *given: str(text).format(*(_text(one) for one in given)),
-    "string": _text,
-    "int": int,
-    "bool": lambda value: str(value).lower() in ("true", "1"),
-    "json": json.loads,
-    "tolower": lambda text: text.lower(),
-    "toupper": lambda text: text.upper(),
-    "trim": lambda text: text.strip(),
-    "replace": lambda text, old, new: text.replace(old, new),
-    "split": lambda text, by: text.split(by),
-    "join": lambda given, by: by.join(_text(one) for one in given),
-    "substring": lambda text, start, length=None: text[start : None if length is None else start + length],
-    "startswith": lambda text, start: text.lower().startswith(start.lower()),
-    "endswith": lambda text, end: text.lower().endswith(end.lower()),
-    "first": lambda given: given[0],
-    "last": lambda given: given[-1],
-    "createarray": lambda *given: list(given),
-    "createobject": lambda *given: dict(zip(given[0::2], given[1::2], strict=True)),
-    "union": _union,
-}

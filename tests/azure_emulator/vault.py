@@ -58,7 +58,7 @@ def _vault(emulator: Emulator, request: Request) -> str:
         ServiceError: 404, where a client of the service would find no such host.
     """
     host = _HOST.fullmatch(request.headers.get("host", ""))
-    name = host[1].lower() if host else emulator.vault_name
+    name = host[1].lower() if host else emulator.workspace_property("keyVault").rsplit("/", 1)[-1].lower()
     found = [one for one in emulator.groups.resources() if one["type"] == KEY_VAULT and one["name"].lower() == name]
     if not found:
         raise arm_error(404, "VaultNotFound", f"There is no key vault '{name}'.")

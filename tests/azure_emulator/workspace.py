@@ -118,6 +118,15 @@ def seed_bodies(scope: Scope) -> dict[str, dict[str, Any]]:
     }
 
 
+def open_workspace(emulator: Emulator) -> None:
+    """Have what comes with the workspace: datastores, their containers, and the way to them for jobs."""
+    emulator.write_connection()
+    Workspace(emulator).ensure_datastores()
+    for store in emulator.store.list(f"{emulator.workspace_id}/datastores"):
+        if name := store["properties"].get("containerName"):
+            emulator.storage.ensure_container(name)
+
+
 def workspace_guid(resource_id: str) -> str:
     """The workspace's own GUID."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, resource_id))
@@ -147,8 +156,9 @@ class Workspace:
         self._guid = workspace_guid(self._id)
 
     def list_keys(self, request: Request) -> Answer:
-        storage = self._emulator.storage_id
-        return Answer(200, {"userStorageKey": self._emulator.account.key, "userStorageResourceId": storage})
+        storage = self._emulator.workspace_property("storageAccount")
+        key = self._emulator.storage.account().key
+        return Answer(200, {"userStorageKey": key, "userStorageResourceId": storage})
 
     def ensure_datastores(self) -> None:
         """The datastores that every workspace has."""
@@ -175,9 +185,9 @@ class Workspace:
                 "isDefault": is_default,
                 "credentials": {"credentialsType": "AccountKey"},
                 "datastoreType": kind,
-                "accountName": self._emulator.account.name,
+                "accountName": self._emulator.storage.account().name,
                 **place,
-                "endpoint": f"{STORAGE_ENDPOINT}:{self._emulator.account.port}",
+                "endpoint": f"{STORAGE_ENDPOINT}:{self._emulator.storage.account().port}",
                 "protocol": "https",
                 "serviceDataAccessAuthIdentity": "None",
             },
@@ -204,7 +214,7 @@ class Workspace:
 
     def list_secrets(self, request: Request) -> Answer:
         self._datastore(request)
-        return Answer(200, {"secretsType": "AccountKey", "key": self._emulator.account.key})
+        return Answer(200, {"secretsType": "AccountKey", "key": self._emulator.storage.account().key})
 
     def _datastore(self, request: Request) -> dict[str, Any]:
         found = self._emulator.store.get(f"{self._id}/datastores/{request.parameters['name']}")

@@ -73,9 +73,9 @@ def take_down(path: Path | None, overrides: list[str] | None, scope: str, *, yes
 def _read_scope(scope: str) -> Scope:
     if scope in set(Scope):
         return Scope(scope)
-    said = f"--scope {scope} is none" if scope else "--scope is missing"
+    said = f"--scope {scope} is none of the four" if scope else "--scope is missing"
     listed = "; ".join(f"{one}: {about}" for one, about in _SCOPES.items())
-    raise ConfigError(f"{said} of the four.", fix=f"Say what goes. {listed}.")
+    raise ConfigError(f"{said}.", fix=f"Say what goes. {listed}.")
 
 
 def _where(config: PipelineConfig) -> str:

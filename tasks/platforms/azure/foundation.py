@@ -97,9 +97,7 @@ class Foundation:
             )
         elif self._group is not None:
             reason = "other things are in it" if self._is_ours(self._group) else "phiflow did not make it"
-            staying.append(
-                Remainder(kind=GROUP, name=last_name(self._names.group), reason=f"{reason}; it costs nothing")
-            )
+            staying.append(Remainder(kind=GROUP, name=last_name(self._names.group), reason=reason))
         return [*items, *staying]
 
     def remove(self, removal: Removal) -> None:

@@ -91,12 +91,12 @@ class LocalTearDown:
         root = self._platform.home.root
         if scope == Scope.ALL:
             kinds = "data, models, checkpoints, environments and the services' records"
-            reason = f"{shown_bytes(folder_bytes(root))} of disk: {kinds}; it costs nothing"
+            reason = f"{shown_bytes(folder_bytes(root))} of disk: {kinds}"
             yield Remainder(kind="files", name=str(root), reason=reason, fix=f"rm -rf {root}")
             return
         running = [one["name"] for one in self._platform.services.table() if one["state"] != "stopped"]
         if running:
-            reason = f"{', '.join(running)} run on this machine; they cost nothing"
+            reason = f"{', '.join(running)} run on this machine"
             yield Remainder(kind=SERVICES, name=f"of {root}", reason=reason, fix="phiflow stop")
 
 

@@ -127,6 +127,18 @@ def test_approved_version_gets_the_traffic(
     assert len(asked) == 1  # it has the traffic already
 
 
+def test_the_rest_of_the_traffic_is_asked_about_too(
+    platform: FakePlatform, run_flow: Callable[..., Any], answers: Callable[..., list[str]]
+) -> None:
+    """A version with most of the traffic, but not all, gets no more of it without an answer."""
+    asked = answers(approval(granted=False))
+    platform.serve(NEW, "2", 0)
+    platform.set_traffic(ENDPOINT, {OLD: 40, NEW: 60}, "by hand")
+    run_flow("2", **TRAFFIC)
+    assert len(asked) == 1
+    assert platform.percents == {OLD: 40, NEW: 60}
+
+
 def test_others_may_change_the_endpoint_while_a_run_waits(
     platform: FakePlatform, run_flow: Callable[..., Any], answers: Callable[..., list[str]]
 ) -> None:

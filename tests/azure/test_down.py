@@ -1,6 +1,6 @@
 """`phiflow down` on an emulated subscription that `phiflow up` has filled: each scope, twice, killed, and back to zero.
 
-The tests are one story in this order: what serves goes, then where jobs run, then all but what others made, then all.
+The slow tests are one story in this order: what serves goes, then where jobs run, then all but what others made.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ def delete_their_endpoint(bench: Workbench) -> None:
     until(lambda: bench.emulator.send("GET", path).status_code == 404)
 
 
+@pytest.mark.slow
 def test_endpoint_goes_with_its_deployments_and_chat_app(world: World, bench: Workbench) -> None:
     """What ends is said before; a run's lease holds; the second time there is nothing; others' endpoints stay."""
     theirs = their_endpoint(bench)
@@ -169,6 +170,7 @@ def test_endpoint_goes_with_its_deployments_and_chat_app(world: World, bench: Wo
     delete_their_endpoint(bench)
 
 
+@pytest.mark.slow
 def test_chat_app_goes_alone(world: World, bench: Workbench) -> None:
     """Scope chat ends the app, and says what the endpoint behind it goes on to cost."""
     serve(world, bench)
@@ -180,6 +182,7 @@ def test_chat_app_goes_alone(world: World, bench: Workbench) -> None:
     assert (endpoint["fix"], endpoint["dollars_an_hour"] > 0) == ("phiflow down --scope endpoint", True)
 
 
+@pytest.mark.slow
 def test_cluster_goes_after_its_jobs_unless_it_has_somebody_elses(world: World, bench: Workbench) -> None:
     """The configuration's live jobs are cancelled by name; a job that is not phiflow's keeps the cluster."""
     tags = {**OURS, "phiflow.key": "support-1", "phiflow.attempt": "1", "phiflow.kind": "training", "phiflow.data": "d"}
@@ -227,10 +230,9 @@ def test_what_others_made_stays_and_keeps_what_it_needs(world: World, bench: Wor
     assert world.emulator.send("DELETE", STORAGE).ok
 
 
-def test_killed_after_each_step_it_goes_on_to_zero(world: World, bench: Workbench) -> None:
+def test_killed_after_each_step_it_goes_on_to_zero(world: World) -> None:
     """After each deletion a new command lists the rest and nothing else; at the end the subscription is empty."""
     world.up()
-    serve(world, bench)
     lengths = []
     while removals := plan_tear_down(world.config, Scope.ALL).removals:
         lengths.append(len(removals))

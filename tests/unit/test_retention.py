@@ -78,6 +78,7 @@ def test_moments_are_read_as_the_service_writes_them(text: str) -> None:
 
 def test_ages_and_sizes_are_for_people() -> None:
     """A unit that fits."""
-    shown: list[Any] = [shown_hours(ago(0.5)), shown_hours(ago(30)), shown_hours(ago(100))]
+    now = datetime.now(UTC)
+    shown: list[Any] = [shown_hours(now - timedelta(hours=hours)) for hours in (0.5, 30.1, 100)]
     assert shown == ["30 min", "30 h", "4 days"]
     assert [shown_bytes(12), shown_bytes(3_400_000), shown_bytes(7_640_000_000)] == ["12 bytes", "3 MB", "7.6 GB"]

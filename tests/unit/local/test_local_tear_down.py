@@ -88,6 +88,7 @@ def run_job(machine: Machine, name: str, run_name: str) -> subprocess.Popen[str]
 OTHERS = {"server-support-v2-v1-0123abcd", "chat-support-v2", "gateway"}
 
 
+@pytest.mark.slow
 def test_each_scope_ends_its_own_and_no_more(machine: Machine) -> None:
     """chat, endpoint and compute end what is this configuration's; the second time there is nothing."""
     told = machine.down("chat")
@@ -128,6 +129,7 @@ def test_all_ends_everything_and_says_what_the_files_are(machine: Machine) -> No
     assert machine.down("all")["deleted"] == []
 
 
+@pytest.mark.slow
 def test_what_ends_is_said_before(machine: Machine) -> None:
     """The version that serves is named, and that nothing will answer."""
     endpoints = connect(load_config(machine.file).platform)

@@ -171,6 +171,8 @@ def examples() -> list[Any]:
     split = TrafficSplit(endpoint="support", percents=(("v1-a", 100),), origin=MADE)
     record = refs.RolloutRecord(run_id="r", candidate="v2-b", traffic_before=(("v1-a", 100),))
     spec, result = job_spec(), training_result()
+    removal = refs.Removal(kind="endpoint", name="support", location="/e/support", machines=("Standard_E4s_v3",))
+    remainder = refs.Remainder(kind="models", name="support", reason="they show what was served")
     return [
         MADE,
         spec,
@@ -209,6 +211,12 @@ def examples() -> list[Any]:
         refs.Answer(text="yes", deployment="v1-a", model_version="1", seconds=0.1),
         refs.ConnectionRef(name="phiflow", endpoint="support", url="http://x", origin=MADE),
         refs.ChatService(url="http://127.0.0.1:8080", endpoint="support", origin=MADE),
+        refs.Check(name="quota", outcome=refs.Outcome.WARN, found="0 of 24", fix="ask"),
+        refs.ResourceChange(action="create", kind="key vault", name="phi", location="/subscriptions/s"),
+        refs.Leftover(kind=refs.LeftoverKind.JOB, name="job", reason="old", location="/jobs/job"),
+        removal,
+        remainder,
+        refs.TearDown(scope=refs.Scope.ALL, removals=(removal,), remainders=(remainder,)),
     ]
 
 

@@ -152,7 +152,8 @@ def test_a_killed_emulator_goes_on_with_the_deployment(cloud: EmulatorProcess, c
     """Whoever dies, Resource Manager does not: the deployment ends, and each resource is there once."""
     cloud.add_scenario("slow", match={"kind": "template-resource", "name": "phi-logs"}, seconds=30)
     client.deployments.begin_create_or_update(_GROUP, "one", _body(_logs()), polling=False)
-    until(lambda: _states(client, "one") == ["Running"])
+    until(lambda: not cloud.waiting_scenarios())
+    assert _states(client, "one") == ["Running"]
     cloud.kill()
     cloud.start()
     path = f"{SCOPE.group_id}/providers/Microsoft.Resources/deployments/one{_V}"

@@ -22,6 +22,7 @@ expression for theirs; who runs them takes it when one is submitted and knows wh
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import uuid
@@ -109,7 +110,9 @@ class Scenarios:
         return None
 
     def _save(self) -> None:
-        self._file.write_text(json.dumps(self._waiting), encoding="utf-8")
+        temporary = self._file.with_suffix(".new")
+        temporary.write_text(json.dumps(self._waiting), encoding="utf-8")
+        os.replace(temporary, self._file)  # whole or not at all, whenever the emulator is killed
 
 
 def refusal(scenario: dict[str, Any]) -> Answer:

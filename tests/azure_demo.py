@@ -1,4 +1,4 @@
-"""`make azure-demo`: the emulator of Azure Machine Learning, one run on it, and a question to what it serves.
+"""`make azure-demo`: from an empty emulated subscription to a workspace, one run in it, and a question to what it serves.
 
     python -m tests.azure_demo [start | env | stop]
 
@@ -28,7 +28,7 @@ _STOP_SECONDS = 30.0
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the word says; without one, start the emulator, run and ask."""
+    """Do what the word says; without one, start the emulator, make the workspace, run and ask."""
     state = Path(os.environ.get("PHIFLOW_AZURE_DEMO") or ROOT / ".phiflow-azure").absolute()
     match arguments:
         case []:
@@ -50,13 +50,24 @@ def main(arguments: list[str]) -> int:
 def _demo(state: Path) -> int:
     environment = {**os.environ, **start(state)}
     started = time.monotonic()
-    for command in (["-m", "flows", "run", str(CONFIGURATION)], ["-m", "flows.demo", "1"]):
+    config = str(_own_configuration(state))
+    for command in (["-m", "flows", "up", config], ["-m", "flows", "run", config], ["-m", "flows.demo", "1"]):
         code = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=False).returncode
         if code:
             return code
     print(f"Took {time.monotonic() - started:.0f} s. The same command again reuses it all.")
     print('Look around: eval "$(.venv/bin/python -m tests.azure_demo env)"; phiflow status. Stop it: make azure-stop')
+    print(f"Back to an empty subscription: phiflow down {config} --scope all")
     return 0
+
+
+def _own_configuration(state: Path) -> Path:
+    """A copy of the shipped configuration, into which `up` writes the ids that belong to this emulator alone."""
+    copy = state / CONFIGURATION.name
+    if not copy.exists():
+        shipped = CONFIGURATION.read_text(encoding="utf-8")
+        copy.write_text(shipped.replace("source: data/", f"source: {CONFIGURATION.parent}/data/"), encoding="utf-8")
+    return copy
 
 
 def start(state: Path) -> dict[str, str]:
@@ -67,7 +78,7 @@ def start(state: Path) -> dict[str, str]:
         path = f"{_azurite_folder(state)}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         ready.unlink(missing_ok=True)
         command = [sys.executable, "-m", "tests.azure_emulator", "--state", str(state / "emulator")]
-        command += ["--log", str(state / "exchanges.jsonl"), "--ready", str(ready)]
+        command += ["--log", str(state / "exchanges.jsonl"), "--ready", str(ready), "--empty"]
         with (state / "emulator.log").open("ab") as log:
             process = subprocess.Popen(
                 command,

@@ -19,7 +19,7 @@ from azure.core.credentials import TokenCredential
 from tasks.platforms.azure import quiet
 from tasks.platforms.azure.credentials import open_credential
 from tasks.platforms.azure.translate import translated
-from tasks.platforms.errors import PhiflowError
+from tasks.platforms.errors import NotFoundError, PhiflowError
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -90,7 +90,10 @@ class Workspace:
     def properties(self) -> dict[str, Any]:
         """The workspace resource as the service tells it, with `location` and `properties`."""
         what = f"Workspace {self.name} in resource group {self.config.resource_group}"
-        response = self.send("GET", self.resource_id, params={"api-version": WORKSPACE_API}, what=what)
+        try:
+            response = self.send("GET", self.resource_id, params={"api-version": WORKSPACE_API}, what=what)
+        except NotFoundError as error:
+            raise NotFoundError(error.message, fix="Make it with phiflow up, or name another.") from error
         details: dict[str, Any] = response.json()
         return details
 

@@ -58,6 +58,7 @@ class Leftovers:
 
     def find(self) -> Iterator[Leftover]:
         """What bills by the hour first; what uses another thing before that thing."""
+        _ = self._workspace.properties  # there is none: said once, instead of each list's own way of saying so
         yield from self._endpoints()
         yield from self._jobs()
         yield from self._clusters()

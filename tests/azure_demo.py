@@ -1,4 +1,4 @@
-"""`make azure-demo`: from an empty emulated subscription to a workspace, one run in it, and a question to what it serves.
+"""`make azure-demo`: from an empty emulated subscription to a workspace, a run in it, and a question to what it serves.
 
     python -m tests.azure_demo [start | env | stop]
 

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tasks.config import AzurePlatformConfig, PipelineConfig, PlatformConfig
+    from tasks.platforms.azure.clean_up.tear_down import AzureTearDown
     from tasks.platforms.azure.client import Workspace
-    from tasks.platforms.azure.provisioning import Provisioning
+    from tasks.platforms.azure.foundation.provisioning import Provisioning
     from tasks.platforms.azure.storage import Storage
-    from tasks.platforms.azure.tear_down import AzureTearDown
     from tasks.platforms.local.local_platform import LocalPlatform
     from tasks.platforms.local.services import Services
     from tasks.platforms.local.tear_down import LocalTearDown
@@ -109,7 +109,7 @@ def provisioning(config: PipelineConfig) -> Provisioning:
     """What makes the workspace of a configuration on Azure, and what belongs to it."""
     assert config.platform.kind == "azure"
     workspace = _open(config.platform)
-    from tasks.platforms.azure.provisioning import Provisioning
+    from tasks.platforms.azure.foundation.provisioning import Provisioning
 
     return Provisioning(config, workspace)
 
@@ -121,7 +121,7 @@ def run_checks(
     _keep_loopback_off_proxies()
     if config.platform.kind == "azure":
         workspace = _open(config.platform)
-        from tasks.platforms.azure.checks import run_checks
+        from tasks.platforms.azure.checks.run_checks import run_checks
 
         yield from run_checks(config, workspace, purpose, part)
     else:
@@ -150,7 +150,7 @@ def _tear_down(config: PipelineConfig) -> AzureTearDown | LocalTearDown:
     if config.platform.kind == "local":
         return LocalTearDown(config, this_machine)
     workspace = _open(config.platform)
-    from tasks.platforms.azure.tear_down import AzureTearDown
+    from tasks.platforms.azure.clean_up.tear_down import AzureTearDown
 
     return AzureTearDown(config, workspace, this_machine)
 
@@ -159,7 +159,7 @@ def request_quota(config: PipelineConfig) -> Iterator[str]:
     """Ask Azure for the vCPUs that a configuration lacks; yields how each request ended, and what is left to do."""
     assert config.platform.kind == "azure"
     workspace = _open(config.platform)
-    from tasks.platforms.azure.quota_request import request_quota
+    from tasks.platforms.azure.quota.request import request_quota
 
     for check in request_quota(config, workspace):
         yield f"{check.outcome}: {check.found}{f'. {check.fix}' if check.fix else ''}"
@@ -167,7 +167,7 @@ def request_quota(config: PipelineConfig) -> Iterator[str]:
 
 def tear_down(config: PipelineConfig) -> Iterator[str]:
     """Delete what bills of a run on Azure and the files of its jobs, and end the chat app; yields what was done."""
-    from tasks.platforms.azure.tear_down import delete_files
+    from tasks.platforms.azure.clean_up.tear_down import delete_files
 
     assert config.platform.kind == "azure"
     for scope in (Scope.ENDPOINT, Scope.COMPUTE):

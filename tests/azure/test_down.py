@@ -153,7 +153,7 @@ def test_endpoint_goes_with_its_deployments_and_chat_app(world: World, bench: Wo
     assert remainders["cluster", CLUSTER].bills
     assert remainders["cluster", CLUSTER].fix == "phiflow down --scope compute"
     with platform.lease_endpoint(ENDPOINT, "run one", 1), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.platforms.azure.tear_down._LEASE_SECONDS", 0.2)
+        patch.setattr("tasks.platforms.azure.clean_up.tear_down._LEASE_SECONDS", 0.2)
         code, told = world.down("endpoint")
     assert (code, told["error"]["kind"]) == (4, "ConflictError")
     assert "is being changed by run one" in told["error"]["message"]

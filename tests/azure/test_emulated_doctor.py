@@ -11,12 +11,12 @@ import pytest
 
 from flows import doctor
 from tasks.config import PipelineConfig
-from tasks.platforms.azure.checks import check_place, run_checks
+from tasks.platforms.azure.checks.facts import Facts
+from tasks.platforms.azure.checks.run_checks import check_place, run_checks
 from tasks.platforms.azure.client import Workspace
-from tasks.platforms.azure.facts import Facts
+from tasks.platforms.azure.foundation.names import resource_names
 from tasks.platforms.azure.preflight import require_runnable
-from tasks.platforms.azure.quota_request import request_quota
-from tasks.platforms.azure.resource_names import resource_names
+from tasks.platforms.azure.quota.request import request_quota
 from tasks.platforms.errors import ConfigError, PermissionDeniedError, QuotaError
 from tasks.platforms.refs import Check, Outcome
 from tests.azure_emulator.names import TENANT

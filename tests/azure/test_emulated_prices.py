@@ -15,7 +15,9 @@ A100, E4 = "Standard_NC24ads_A100_v4", "Standard_E4s_v3"
 
 
 @pytest.mark.parametrize("page", [{"size": 2}, {"size": 100}], ids=["small pages", "large pages"])
-def test_prices_of_every_size_are_refreshed(in_azure: EmulatorProcess, phiflow_home: Path, page: dict[str, int]) -> None:
+def test_prices_of_every_size_are_refreshed(
+    in_azure: EmulatorProcess, phiflow_home: Path, page: dict[str, int]
+) -> None:
     """Of Windows, Spot, reservations and several pages, the plain Linux price of each size in the region is kept."""
     in_azure.configure("prices-page", page)
     in_azure.configure(f"prices/{A100}", {"retailPrice": 4.2})

@@ -15,8 +15,8 @@ pytest.importorskip("azure.ai.ml", reason="the packages for Azure are not instal
 
 from flows.cli import main
 from tasks.config_files import load_config
-from tasks.platforms.azure.resource_names import ResourceNames, last_name, resource_names
-from tasks.platforms.azure.wanted_roles import ACR_PULL
+from tasks.platforms.azure.foundation.names import ResourceNames, last_name, resource_names
+from tasks.platforms.azure.foundation.wanted_roles import ACR_PULL
 from tasks.platforms.connect import connect, provisioning, run_checks
 from tasks.platforms.errors import ConfigError
 from tests.azure.emptying import empty, until
@@ -242,7 +242,7 @@ def test_deployment_that_runs_is_waited_for(world: World) -> None:
 
 def test_interrupt_says_what_goes_on_and_how_to_end_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C ends the command alone: it names the deployment that Azure goes on with, and the commands for it."""
-    from tasks.platforms.azure import template_deployment
+    from tasks.platforms.azure.foundation import deployment as template_deployment
 
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt

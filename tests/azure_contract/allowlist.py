@@ -110,8 +110,8 @@ ALLOWED = (
         r"onlineEndpoints/\*$",
         r"^response\.identity\.(principalId|tenantId)$",
         "missing",
-        "Every recorded endpoint has an identity of the system's, which these are of; one with a user-assigned identity "
-        "alone has neither.",
+        "Every recorded endpoint has an identity of the system's, which these are of; one with a user-assigned "
+        "identity alone has neither.",
         recorded=False,
     ),
     Allowed(

@@ -298,14 +298,14 @@ azure = pytest.importorskip("azure.ai.ml", reason="the packages for Azure are no
 )
 def test_actions_match_patterns(pattern: str, action: str, matched: bool) -> None:
     """Wildcards stand for any text, case does not count, and `a/*/b` is `a/b` too."""
-    from tasks.platforms.azure.permissions import matches
+    from tasks.platforms.azure.checks.permissions import matches
 
     assert matches(pattern, action) is matched
 
 
 def test_rights_are_those_of_any_role() -> None:
     """A role's exceptions take away what it gives itself, and nothing that another gives."""
-    from tasks.platforms.azure.permissions import missing_actions, role_for
+    from tasks.platforms.azure.checks.permissions import missing_actions, role_for
 
     assign = "Microsoft.Authorization/roleAssignments/write"
     contributor = {"actions": ["*"], "notActions": ["Microsoft.Authorization/*/Write"]}
@@ -319,7 +319,7 @@ def test_rights_are_those_of_any_role() -> None:
 
 def test_data_scientist_may_do_all_but_make_clusters() -> None:
     """The role that the README names for who runs lacks the cluster alone."""
-    from tasks.platforms.azure.permissions import RUN_ACTIONS, missing_actions, role_for
+    from tasks.platforms.azure.checks.permissions import RUN_ACTIONS, missing_actions, role_for
 
     ml = "Microsoft.MachineLearningServices/workspaces"
     scientist = {
@@ -341,7 +341,7 @@ def test_data_scientist_may_do_all_but_make_clusters() -> None:
 )
 def test_clock_is_compared_with_an_answer(skew: int, outcome: str, words: str) -> None:
     """A minute warns, five fail: then tokens are refused."""
-    from tasks.platforms.azure.checks_sign_in import check_clock
+    from tasks.platforms.azure.checks.sign_in import check_clock
 
     now = float(int(time.time()))
     (found,) = check_clock(formatdate(now - skew, usegmt=True), now)
@@ -351,7 +351,7 @@ def test_clock_is_compared_with_an_answer(skew: int, outcome: str, words: str) -
 
 def test_claims_of_a_token_are_read_and_no_other_string_breaks() -> None:
     """Whoever signs in, the tenant is in the token; what is no token says nothing."""
-    from tasks.platforms.azure.checks_sign_in import read_claims
+    from tasks.platforms.azure.checks.sign_in import read_claims
 
     payload = base64.urlsafe_b64encode(json.dumps({"tid": "t", "oid": "o"}).encode()).decode().rstrip("=")
     assert read_claims(f"x.{payload}.y") == {"tid": "t", "oid": "o"}
@@ -376,7 +376,7 @@ DEFAULT = (
 )
 def test_why_nobody_is_signed_in_is_told(credential: str, said: str, found: str, fix: str) -> None:
     """Expired, never signed in, no Azure CLI, and another way to sign in have different commands."""
-    from tasks.platforms.azure.checks_sign_in import login_failed
+    from tasks.platforms.azure.checks.sign_in import login_failed
 
     told = login_failed(said, "az login --tenant t", credential)
     assert found in told[0] and fix in told[1]
@@ -388,7 +388,7 @@ def test_endpoint_name_is_taken_when_it_alone_resolves(
     monkeypatch: pytest.MonkeyPatch, resolved: tuple[str, ...], taken: bool | None
 ) -> None:
     """A network that resolves every name says nothing about one."""
-    from tasks.platforms.azure import checks_place
+    from tasks.platforms.azure.checks import place as checks_place
 
     def getaddrinfo(host: str, *_: Any, **__: Any) -> list[Any]:
         if host.startswith(resolved) and resolved:
@@ -401,7 +401,7 @@ def test_endpoint_name_is_taken_when_it_alone_resolves(
 
 def test_resolver_that_does_not_answer_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name is neither taken nor free while nobody can be asked."""
-    from tasks.platforms.azure import checks_place
+    from tasks.platforms.azure.checks import place as checks_place
 
     def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
@@ -412,7 +412,7 @@ def test_resolver_that_does_not_answer_says_nothing(monkeypatch: pytest.MonkeyPa
 
 def test_offers_on_free_credit_are_known() -> None:
     """By the beginning of what the service calls an offer."""
-    from tasks.platforms.azure.offers import free_credit
+    from tasks.platforms.azure.checks.offers import free_credit
 
     assert free_credit("FreeTrial_2014-09-01") == "free trial"
     assert free_credit("AzureForStudents_2018-01-01") == "Azure for Students"

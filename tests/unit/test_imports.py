@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PORT = {f"tasks.platforms.{name}" for name in ("refs", "port", "errors", "connect")}
 # What an adapter may use from outside itself; trainer.files and trainer.config are the standard library alone.
-FOR_ADAPTERS = {f"tasks.platforms.{name}" for name in ("refs", "port", "errors", "contracts", "events", "retention")} | {
-    "tasks.config"
-}
+FOR_ADAPTERS = {
+    f"tasks.platforms.{name}" for name in ("refs", "port", "errors", "contracts", "events", "retention")
+} | {"tasks.config"}
 SHIPS_ALONE = ["trainer", "deployments/server", "promptflow_app"]
 
 

@@ -16,11 +16,11 @@ import pytest
 pytest.importorskip("azure.mgmt.storage", reason="Microsoft's models are not installed: tests/requirements.txt")
 
 from tasks.config import AzureIdentityConfig, PipelineConfig
-from tasks.platforms.azure.blueprint import Blueprint, Found, draw_blueprint
+from tasks.platforms.azure.foundation.blueprint import Blueprint, Found, draw_blueprint
+from tasks.platforms.azure.foundation.names import last_name, resource_names
+from tasks.platforms.azure.foundation.template import iso_duration, load_template, template_parameters
+from tasks.platforms.azure.foundation.wanted_roles import ROLE_NAMES
 from tasks.platforms.azure.infrastructure import TAGS, _identity
-from tasks.platforms.azure.resource_names import last_name, resource_names
-from tasks.platforms.azure.template import iso_duration, load_template, template_parameters
-from tasks.platforms.azure.wanted_roles import ROLE_NAMES
 from tests.azure_contract import attribute_maps
 from tests.azure_contract.bicep import BicepTypes
 from tests.azure_contract.judge import contract_folder

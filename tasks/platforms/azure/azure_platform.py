@@ -174,12 +174,12 @@ class AzurePlatform:
         return self.this_machine.read_chat(endpoint)
 
     def find_leftovers(self, config: PipelineConfig) -> tuple[Leftover, ...]:
-        from tasks.platforms.azure.leftovers import Leftovers
+        from tasks.platforms.azure.clean_up.leftovers import Leftovers
 
         return tuple(Leftovers(self.workspace, config).find())
 
     def remove_leftover(self, leftover: Leftover) -> None:
-        from tasks.platforms.azure.removal import LeftoverRemoval
+        from tasks.platforms.azure.clean_up.removal import LeftoverRemoval
 
         LeftoverRemoval(self.workspace).remove(leftover)
         if leftover.kind == LeftoverKind.ENDPOINT:

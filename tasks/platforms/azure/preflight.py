@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from tasks.platforms.azure.build_context import is_defined
-from tasks.platforms.azure.checks_access import missing_rights
-from tasks.platforms.azure.checks_place import check_endpoint_name
+from tasks.platforms.azure.checks.access import missing_rights
+from tasks.platforms.azure.checks.facts import Facts
+from tasks.platforms.azure.checks.permissions import LATE_ACTIONS
+from tasks.platforms.azure.checks.place import check_endpoint_name
 from tasks.platforms.azure.deployments import require_request_time
-from tasks.platforms.azure.facts import Facts
 from tasks.platforms.azure.infrastructure import cluster_name
-from tasks.platforms.azure.permissions import LATE_ACTIONS
 from tasks.platforms.azure.preparation import require_file
-from tasks.platforms.azure.quota import read_needs, require_startable
+from tasks.platforms.azure.quota.need import read_needs, require_startable
 from tasks.platforms.azure.sources import is_remote, open_remote, registered_model
 from tasks.platforms.errors import (
     ConfigError,

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tasks.config import PipelineConfig
-from tasks.platforms.azure.blueprint import Found, draw_blueprint, identity_id, named_resources
-from tasks.platforms.azure.resource_names import resource_names, resource_tags
-from tasks.platforms.azure.wanted_roles import ACR_PULL, CONTRIBUTOR, KEY_VAULT_SECRETS_USER
+from tasks.platforms.azure.foundation.blueprint import Found, draw_blueprint, identity_id, named_resources
+from tasks.platforms.azure.foundation.names import resource_names, resource_tags
+from tasks.platforms.azure.foundation.wanted_roles import ACR_PULL, CONTRIBUTOR, KEY_VAULT_SECRETS_USER
 from tasks.platforms.errors import ConfigError, ConflictError
 
 GROUP = "/subscriptions/s/resourceGroups/team"

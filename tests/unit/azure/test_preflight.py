@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tasks.config import AzurePlatformConfig, PipelineConfig
-from tasks.platforms.azure import checks_place
+from tasks.platforms.azure.checks import place as checks_place
 from tasks.platforms.azure.client import Workspace
 from tasks.platforms.azure.preflight import require_runnable
 from tasks.platforms.errors import ConfigError, DataError, NotFoundError, PermissionDeniedError, PhiflowError

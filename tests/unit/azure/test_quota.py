@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tasks.config import PipelineConfig
-from tasks.platforms.azure.checks_quota import quota_check
-from tasks.platforms.azure.quota import (
+from tasks.platforms.azure.checks.quota import quota_check
+from tasks.platforms.azure.quota.need import (
     Need,
     Running,
     has_room,
@@ -17,8 +17,8 @@ from tasks.platforms.azure.quota import (
     require_startable,
     sizes_that_would_do,
 )
-from tasks.platforms.azure.sizes import Size
-from tasks.platforms.azure.usages import Usages, family_key, usages_of
+from tasks.platforms.azure.quota.sizes import Size
+from tasks.platforms.azure.quota.usages import Usages, family_key, usages_of
 from tasks.platforms.errors import ConfigError, QuotaError
 
 WORKSPACE = "/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w"

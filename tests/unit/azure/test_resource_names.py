@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from tasks.config import AzurePlatformConfig
-from tasks.platforms.azure.resource_names import (
+from tasks.platforms.azure.foundation.names import (
     is_within,
     last_name,
     resource_names,

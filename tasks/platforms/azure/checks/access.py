@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from tasks.platforms.azure import permissions
-from tasks.platforms.azure.checks_quota import CONFIGURATION
-from tasks.platforms.azure.facts import Facts
-from tasks.platforms.azure.resource_names import is_within, last_name
+from tasks.platforms.azure.checks import permissions
+from tasks.platforms.azure.checks.facts import Facts
+from tasks.platforms.azure.checks.quota import CONFIGURATION
+from tasks.platforms.azure.foundation.names import is_within, last_name
 from tasks.platforms.errors import Failure, PermissionDeniedError, PhiflowError
 from tasks.platforms.local.checking import failed, passed, warned
 from tasks.platforms.refs import Check

@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from tasks.platforms.azure import offers
+from tasks.platforms.azure.checks import offers
 from tasks.platforms.azure.infrastructure import cluster_name
-from tasks.platforms.azure.quota import Need, Running, has_room, needs_of, sizes_that_would_do
+from tasks.platforms.azure.quota.need import Need, Running, has_room, needs_of, sizes_that_would_do
+from tasks.platforms.azure.quota.usages import Usages, read_usages
 from tasks.platforms.azure.resources import Resource
-from tasks.platforms.azure.usages import Usages, read_usages
 from tasks.platforms.errors import Failure, NotFoundError, PhiflowError
 from tasks.platforms.local.checking import failed, passed, warned
 from tasks.platforms.refs import Check
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig
+    from tasks.platforms.azure.checks.facts import Facts
     from tasks.platforms.azure.client import Workspace
-    from tasks.platforms.azure.facts import Facts
 
 # Large regions with GPUs, asked only when something is missing.
 _REGIONS = ("eastus", "eastus2", "southcentralus", "westus3", "swedencentral", "westeurope", "northeurope", "uksouth")

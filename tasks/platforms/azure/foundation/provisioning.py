@@ -9,13 +9,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.azure.blueprint import Blueprint, Found, draw_blueprint, identity_id, named_resources
-from tasks.platforms.azure.resource_names import last_name, resource_tags
-from tasks.platforms.azure.role_assignments import assign_role, given_elsewise, is_assigned
-from tasks.platforms.azure.survey import GROUPS_API, budget_start, exists, survey
-from tasks.platforms.azure.template import template_parameters
-from tasks.platforms.azure.template_deployment import TemplateDeployments
-from tasks.platforms.azure.what_if import ROLE, creation, kind_of, read_changes, role_creation, role_name
+from tasks.platforms.azure.foundation.blueprint import Blueprint, Found, draw_blueprint, identity_id, named_resources
+from tasks.platforms.azure.foundation.deployment import TemplateDeployments
+from tasks.platforms.azure.foundation.names import last_name, resource_tags
+from tasks.platforms.azure.foundation.role_assignments import assign_role, given_elsewise, is_assigned
+from tasks.platforms.azure.foundation.survey import GROUPS_API, budget_start, exists, survey
+from tasks.platforms.azure.foundation.template import template_parameters
+from tasks.platforms.azure.foundation.what_if import ROLE, creation, kind_of, read_changes, role_creation, role_name
 from tasks.platforms.errors import NotFoundError, PhiflowError
 from tasks.platforms.refs import ResourceChange
 

@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.azure.endpoint_state import EndpointNotes, EndpointState
-from tasks.platforms.azure.foundation import Foundation
-from tasks.platforms.azure.infrastructure import cluster_name
-from tasks.platforms.azure.inventory import (
+from tasks.platforms.azure.clean_up.foundation import Foundation
+from tasks.platforms.azure.clean_up.inventory import (
     Inventory,
     cluster_machines,
     compute_of,
@@ -24,6 +22,8 @@ from tasks.platforms.azure.inventory import (
     tags_of,
     traffic_of,
 )
+from tasks.platforms.azure.endpoint_state import EndpointNotes, EndpointState
+from tasks.platforms.azure.infrastructure import cluster_name
 from tasks.platforms.azure.jobs import Jobs
 from tasks.platforms.azure.resources import Resource, state_of
 from tasks.platforms.errors import ConflictError, TransientPlatformError

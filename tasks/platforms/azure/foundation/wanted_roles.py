@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tasks.platforms.azure.resource_names import ResourceNames, is_within, last_name, role_assignment_name
+from tasks.platforms.azure.foundation.names import ResourceNames, is_within, last_name, role_assignment_name
 
 if TYPE_CHECKING:
     from tasks.config import AzurePlatformConfig

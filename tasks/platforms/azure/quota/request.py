@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.azure.checks_quota import quota_page, read_running
-from tasks.platforms.azure.facts import Facts
-from tasks.platforms.azure.quota import LOW_PRIORITY_KEY, Need, Running, needs_of
-from tasks.platforms.azure.sizes import ML
-from tasks.platforms.azure.usages import read_usages
+from tasks.platforms.azure.checks.facts import Facts
+from tasks.platforms.azure.checks.quota import quota_page, read_running
+from tasks.platforms.azure.quota.need import LOW_PRIORITY_KEY, Need, Running, needs_of
+from tasks.platforms.azure.quota.sizes import ML
+from tasks.platforms.azure.quota.usages import read_usages
 from tasks.platforms.errors import Failure, PhiflowError
 from tasks.platforms.local.checking import failed, passed, warned
 from tasks.platforms.refs import Check

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.azure.resource_names import last_name
+from tasks.platforms.azure.foundation.names import last_name
+from tasks.platforms.azure.foundation.template import load_template
+from tasks.platforms.azure.foundation.what_if import kind_of
 from tasks.platforms.azure.secrets import clean
-from tasks.platforms.azure.template import load_template
 from tasks.platforms.azure.translate import error_of_answer, translated
-from tasks.platforms.azure.what_if import kind_of
 from tasks.platforms.errors import ConflictError, NotFoundError, PhiflowError
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import Any
 
 import requests
 
-from tasks.platforms.azure.checks_quota import CONFIGURATION
-from tasks.platforms.azure.facts import Facts
-from tasks.platforms.azure.resource_names import last_name, resource_names
+from tasks.platforms.azure.checks.facts import Facts
+from tasks.platforms.azure.checks.quota import CONFIGURATION
+from tasks.platforms.azure.foundation.names import last_name, resource_names
 from tasks.platforms.azure.resources import Resource
 from tasks.platforms.errors import ConfigError, Failure, PermissionDeniedError, PhiflowError
 from tasks.platforms.local.checking import failed, passed, warned

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tasks.platforms.azure.sizes import Size, read_sizes
-from tasks.platforms.azure.usages import Pool, Usages, family_key, read_usages
+from tasks.platforms.azure.quota.sizes import Size, read_sizes
+from tasks.platforms.azure.quota.usages import Pool, Usages, family_key, read_usages
 from tasks.platforms.errors import ConfigError, Failure, QuotaError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import Any
 
 import requests
 
-from tasks.platforms.azure import offers
-from tasks.platforms.azure.facts import SUBSCRIPTION_API, Facts
+from tasks.platforms.azure.checks import offers
+from tasks.platforms.azure.checks.facts import SUBSCRIPTION_API, Facts
 from tasks.platforms.azure.translate import error_of
 from tasks.platforms.errors import Failure, PhiflowError
 from tasks.platforms.local.checking import failed, passed, warned

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.azure.sizes import ML, ML_API
+from tasks.platforms.azure.quota.sizes import ML, ML_API
 
 if TYPE_CHECKING:
     from tasks.platforms.azure.client import Workspace

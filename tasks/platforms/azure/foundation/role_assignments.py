@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.azure.resource_names import last_name
-from tasks.platforms.azure.template import api_version
-from tasks.platforms.azure.wanted_roles import ROLE_NAMES, Role
+from tasks.platforms.azure.foundation.names import last_name
+from tasks.platforms.azure.foundation.template import api_version
+from tasks.platforms.azure.foundation.wanted_roles import ROLE_NAMES, Role
 from tasks.platforms.errors import NotFoundError, PermissionDeniedError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks.platforms.azure.sizes import Size, read_sizes
+from tasks.platforms.azure.quota.sizes import Size, read_sizes
 from tasks.platforms.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:

@@ -10,9 +10,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.azure.deployments import Deployments
-from tasks.platforms.azure.endpoint_state import EndpointNotes, EndpointState
-from tasks.platforms.azure.inventory import (
+from tasks.platforms.azure.clean_up.inventory import (
     Inventory,
     asset_id,
     cluster_in_use,
@@ -23,12 +21,14 @@ from tasks.platforms.azure.inventory import (
     tags_of,
     traffic_of,
 )
+from tasks.platforms.azure.clean_up.leftovers import model_folder
+from tasks.platforms.azure.clean_up.tear_down import delete_endpoint
+from tasks.platforms.azure.deployments import Deployments
+from tasks.platforms.azure.endpoint_state import EndpointNotes, EndpointState
 from tasks.platforms.azure.job_request import CHECKPOINTS
 from tasks.platforms.azure.jobs import Jobs
-from tasks.platforms.azure.leftovers import model_folder
 from tasks.platforms.azure.preparation import DATA, DATA_KEYS
 from tasks.platforms.azure.resources import API, SWEPT, Resource, state_of, stop_polling
-from tasks.platforms.azure.tear_down import delete_endpoint
 from tasks.platforms.azure.translate import translated
 from tasks.platforms.errors import ConflictError, NotFoundError
 from tasks.platforms.refs import Leftover, LeftoverKind

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tasks.platforms.azure.blueprint import Blueprint
-from tasks.platforms.azure.resource_names import last_name
-from tasks.platforms.azure.survey import type_of
-from tasks.platforms.azure.wanted_roles import ROLE_NAMES, Role
+from tasks.platforms.azure.foundation.blueprint import Blueprint
+from tasks.platforms.azure.foundation.names import last_name
+from tasks.platforms.azure.foundation.survey import type_of
+from tasks.platforms.azure.foundation.wanted_roles import ROLE_NAMES, Role
 from tasks.platforms.refs import ResourceChange
 
 ROLE = "role"

@@ -10,17 +10,17 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from tasks.platforms.azure.checks_access import check_data_access, check_identity, check_providers, check_rights
-from tasks.platforms.azure.checks_place import (
+from tasks.platforms.azure.checks.access import check_data_access, check_identity, check_providers, check_rights
+from tasks.platforms.azure.checks.facts import Facts, Part, Purpose
+from tasks.platforms.azure.checks.place import (
     check_endpoint_name,
     check_images,
     check_names,
     check_sizes,
     check_workspace,
 )
-from tasks.platforms.azure.checks_quota import check_quota
-from tasks.platforms.azure.checks_sign_in import check_login, check_network, check_subscription
-from tasks.platforms.azure.facts import Facts, Part, Purpose
+from tasks.platforms.azure.checks.quota import check_quota
+from tasks.platforms.azure.checks.sign_in import check_login, check_network, check_subscription
 from tasks.platforms.azure.infrastructure import cluster_name
 from tasks.platforms.azure.preparation import require_file
 from tasks.platforms.azure.sources import is_remote, open_remote, registered_model

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.azure.blueprint import Found, identity_id
 from tasks.platforms.azure.client import WORKSPACE_API
-from tasks.platforms.azure.resource_names import last_name, resource_names
-from tasks.platforms.azure.template import api_version
+from tasks.platforms.azure.foundation.blueprint import Found, identity_id
+from tasks.platforms.azure.foundation.names import last_name, resource_names
+from tasks.platforms.azure.foundation.template import api_version
 from tasks.platforms.errors import NotFoundError
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.azure.endpoint_state import EndpointNotes, EndpointState
-from tasks.platforms.azure.inventory import (
+from tasks.platforms.azure.clean_up.inventory import (
     Asset,
     Inventory,
     asset_id,
@@ -31,6 +30,7 @@ from tasks.platforms.azure.inventory import (
     tags_of,
     traffic_of,
 )
+from tasks.platforms.azure.endpoint_state import EndpointNotes, EndpointState
 from tasks.platforms.azure.job_request import CHECKPOINTS
 from tasks.platforms.azure.preparation import DATA
 from tasks.platforms.azure.resources import state_of

@@ -11,14 +11,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.azure.infrastructure import cluster_name
-from tasks.platforms.azure.resource_names import (
+from tasks.platforms.azure.foundation.names import (
     WORKSPACE_TAG,
     ResourceNames,
     last_name,
     resource_names,
 )
-from tasks.platforms.azure.wanted_roles import Role, wanted_roles
+from tasks.platforms.azure.foundation.wanted_roles import Role, wanted_roles
+from tasks.platforms.azure.infrastructure import cluster_name
 from tasks.platforms.errors import ConfigError, ConflictError
 
 if TYPE_CHECKING:

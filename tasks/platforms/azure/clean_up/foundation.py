@@ -10,18 +10,18 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.azure.inventory import Inventory
-from tasks.platforms.azure.provisioning import ENGINEER_DEPLOYMENT, OWNER_DEPLOYMENT, ROLES_DEPLOYMENT
-from tasks.platforms.azure.resource_manager import delete_resource, list_resources, purge_resource, read_resource
-from tasks.platforms.azure.resource_names import (
+from tasks.platforms.azure.clean_up.inventory import Inventory
+from tasks.platforms.azure.foundation.names import (
     WORKSPACE_TAG,
     is_within,
     last_name,
     resource_names,
     role_assignment_name,
 )
-from tasks.platforms.azure.wanted_roles import ROLE_NAMES
-from tasks.platforms.azure.what_if import kind_of, type_of
+from tasks.platforms.azure.foundation.provisioning import ENGINEER_DEPLOYMENT, OWNER_DEPLOYMENT, ROLES_DEPLOYMENT
+from tasks.platforms.azure.foundation.wanted_roles import ROLE_NAMES
+from tasks.platforms.azure.foundation.what_if import kind_of, type_of
+from tasks.platforms.azure.resource_manager import delete_resource, list_resources, purge_resource, read_resource
 from tasks.platforms.errors import (
     ConflictError,
     PermissionDeniedError,

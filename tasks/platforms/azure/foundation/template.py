@@ -7,8 +7,8 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.azure.blueprint import Blueprint
-from tasks.platforms.azure.resource_names import last_name, resource_tags, role_assignment_name
+from tasks.platforms.azure.foundation.blueprint import Blueprint
+from tasks.platforms.azure.foundation.names import last_name, resource_tags, role_assignment_name
 from tasks.platforms.local.state import project_folder
 
 if TYPE_CHECKING:

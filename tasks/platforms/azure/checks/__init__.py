@@ -1,0 +1,1 @@
+"""What a run on Azure, or `phiflow up`, needs, looked at one by one."""

@@ -1,0 +1,1 @@
+"""What `phiflow down` and `phiflow sweep` find and delete in a workspace."""

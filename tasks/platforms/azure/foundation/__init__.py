@@ -1,0 +1,1 @@
+"""What `phiflow up` makes: a workspace and what belongs to it, by one template."""

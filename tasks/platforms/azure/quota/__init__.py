@@ -1,0 +1,1 @@
+"""vCPU quota: what there is, what a configuration needs, and asking for more."""

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("azure.ai.ml", reason="the packages for Azure are not installed")
 
-from tests.azure.emptied import clear
+from tests.azure.emptying import empty
 from tests.azure_emulator.azurite import NoAzuriteError, find_azurite
 from tests.azure_emulator.process import ROOT, EmulatorProcess
 
@@ -70,7 +70,7 @@ def cloud(empty_emulator: EmulatorProcess) -> Iterator[EmulatorProcess]:
     assert empty_emulator.inventory() == []
     yield empty_emulator
     empty_emulator.reset()
-    clear(empty_emulator)
+    empty(empty_emulator)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.azure.emptied import delete_group
+from tests.azure.emptying import delete_group
 from tests.azure.workbench import Workbench, until
 from tests.azure_emulator.names import PRINCIPAL, TENANT
 from tests.azure_emulator.process import EmulatorProcess

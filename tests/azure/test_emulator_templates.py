@@ -18,7 +18,7 @@ from azure.mgmt.resource.deployments import DeploymentsMgmtClient
 from azure.storage.blob import BlobServiceClient, ContainerClient
 
 from tests.azure.conftest import reach
-from tests.azure.emptied import delete_group, purge_vault, purge_workspace
+from tests.azure.emptying import delete_group, purge_vault, purge_workspace
 from tests.azure.foundation_template import TYPES, foundation_template, template
 from tests.azure.workbench import until
 from tests.azure_contract.exchange import logged

@@ -19,7 +19,8 @@ from tasks.platforms.azure.foundation.names import ResourceNames, last_name, res
 from tasks.platforms.azure.foundation.wanted_roles import ACR_PULL
 from tasks.platforms.connect import connect, provisioning, run_checks
 from tasks.platforms.errors import ConfigError
-from tests.azure.emptying import empty, until
+from tests.azure.emptying import empty
+from tests.azure.workbench import until
 from tests.azure_emulator.names import PRINCIPAL
 from tests.azure_emulator.process import EmulatorProcess
 from tests.azure_emulator.server import SCOPE

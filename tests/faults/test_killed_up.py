@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("azure.ai.ml", reason="the packages for Azure are not installed")
 
-from tests.azure.emptying import empty, until
+from tests.azure.emptying import empty
+from tests.azure.workbench import until
 from tests.azure_emulator.process import ROOT, EmulatorProcess
 from tests.azure_emulator.server import SCOPE
 from tests.contract.conftest import emulator_process

@@ -45,6 +45,14 @@ def cloud(in_azure: EmulatorProcess) -> Iterator[Set]:
         kept.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def looked_up(in_azure: EmulatorProcess) -> Iterator[None]:
+    """The doctor may look for the registry of the base images, and for no other name."""
+    yield
+    assert set(in_azure.refused_names()) <= {"mcr.microsoft.com"}
+    in_azure.forget_refused_names()
+
+
 def configured(**sections: Any) -> PipelineConfig:
     """A configuration that could run here."""
     place = {
@@ -304,11 +312,15 @@ def test_roles_of_the_identity_are_looked_for_where_they_hold(cloud: Set, in_azu
     assert {check.name for check in wrong} == {"identity"}
     principal = made.json()["properties"]["principalId"]
     assert f'--assignee-object-id {principal} --assignee-principal-type ServicePrincipal --role "' in wrong[0].fix
+    assignments = []
     for role in ("ba92f5b4-2d11-453d-a403-e96b0029c9fe", "7f951dda-4ed3-4680-a7ca-43fe172d538d"):
         definition = f"{SCOPE.subscription_id}/providers/Microsoft.Authorization/roleDefinitions/{role}"
         properties = {"roleDefinitionId": definition, "principalId": principal, "principalType": "ServicePrincipal"}
         assigned = f"{group}/providers/Microsoft.Authorization/roleAssignments/{uuid.uuid4()}?api-version=2022-04-01"
         assert in_azure.send("PUT", assigned, {"properties": properties}).ok
+        assignments.append(assigned)
     assert failures(examined(config)) == []
+    for made_here in (*assignments, f"{identity}?api-version=2023-01-31"):
+        assert in_azure.send("DELETE", made_here).ok
     absent = configured(platform={"identity": {"resource_id": f"{identity}-gone"}})
     assert "which does not exist" in failures(examined(absent))[0].found

@@ -136,7 +136,7 @@ def test_nothing_outside_this_machine_was_asked_for(sdk: dict[str, Any], shared_
     ran = shared_emulator.run("import socket; socket.create_connection(('management.azure.com', 443))")
     assert "gaierror" in ran.stderr
     assert shared_emulator.refused_names() == ["management.azure.com"]
-    Path(shared_emulator.env["PHIFLOW_EMULATOR_REFUSED"]).unlink()
+    shared_emulator.forget_refused_names()
 
 
 def test_the_key_vault_gives_a_secret_to_whom_it_is_for(emulator: EmulatorProcess) -> None:

@@ -171,6 +171,10 @@ class EmulatorProcess:
         file = Path(self.env["PHIFLOW_EMULATOR_REFUSED"])
         return file.read_text(encoding="utf-8").split() if file.exists() else []
 
+    def forget_refused_names(self) -> None:
+        """Begin the list of refused names anew."""
+        Path(self.env["PHIFLOW_EMULATOR_REFUSED"]).unlink(missing_ok=True)
+
     def storage_process(self) -> psutil.Process | None:
         """The process that keeps the blobs, if it runs."""
         file = self.state / "emulator" / "azurite" / "process.json"

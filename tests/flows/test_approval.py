@@ -26,7 +26,7 @@ class Waiting:
         exports = journey.exports()
         self._journey = journey
         self._api = exports["PREFECT_API_URL"]
-        self._environment = journey.environment(**exports)
+        self._environment = journey.environment(**exports, PYTHONFAULTHANDLER="1")
         self._processes: list[subprocess.Popen[str]] = []
 
     def start(self, **runs: list[dict[str, Any]]) -> subprocess.Popen[str]:
@@ -74,6 +74,10 @@ class Waiting:
             process.kill()
             process.wait()
 
+    def logs(self) -> str:
+        """The ends of what the processes wrote, for a test that fails."""
+        return "\n".join(f"{log.name}: {log.read_text()[-3000:]}" for log in self._journey.folder.glob("*.log"))
+
 
 @pytest.fixture(scope="module")
 def waiting(journey: Journey) -> Iterator[Waiting]:
@@ -84,8 +88,13 @@ def waiting(journey: Journey) -> Iterator[Waiting]:
 
 
 def ended(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    """What a process said of its runs, when it has ended."""
-    out, _ = process.communicate(timeout=60)
+    """What a process said of its runs, when it has ended; one that does not writes into its log where it is."""
+    try:
+        out, _ = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        process.wait(10)
+        raise
     return [json.loads(line) for line in out.splitlines()]
 
 
@@ -141,7 +150,10 @@ def test_waiter_that_was_killed_is_told_and_asked_again(journey: Journey, waitin
     assert second != first
     assert [run["state"]["name"] for run in waiting.runs("killed")] == ["Paused", "Crashed"]
     again.send_signal(signal.SIGINT)
-    (told,) = ended(again)
+    try:
+        (told,) = ended(again)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"An interrupted run did not end.\n{waiting.logs()}")
     assert told["state"] == "interrupted"
     assert waiting.runs("killed")[0]["state"]["type"] in ("CRASHED", "CANCELLED")
 

@@ -1,6 +1,6 @@
 """Makes the workspace of a configuration and what belongs to it, in two parts for two people; safe to repeat.
 
-`survey` looks, `blueprint` decides, `template` fills in, `template_deployment` deploys; this module is the order.
+`survey` looks, `blueprint` decides, `template` fills in, `deployment` deploys; this module is the order.
 """
 
 from __future__ import annotations

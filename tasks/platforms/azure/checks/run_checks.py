@@ -1,7 +1,7 @@
 """The checks of a configuration on Azure, in the order in which one cause hides the next; nothing is changed.
 
 What cannot work ends what stands on it: without a network nobody is asked to sign in, without a login nothing is asked
-of the subscription. Neighbours: `checks_*.py` by subject, `quota.py`, `permissions.py`, `tasks.platforms.local.checks`.
+of the subscription. Neighbours: a module for each subject, and `tasks.platforms.local.checks` for this machine.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def main(num_questions: int = 3, seed: int | None = None) -> int:
     if num_questions > 3:
         print(f"{right} of {num_questions} answers are the trained ones, word for word")
     print(f"Chat page {chat.url}")
-    print(f"MLflow    {read_status(config)['mlflow']['url']}")
+    print(f"{'Studio' if config.is_remote else 'MLflow':<9} {read_status(config)['mlflow']['url']}")
     return 0 if right >= _WANTED_SHARE * num_questions else 1
 
 

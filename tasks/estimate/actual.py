@@ -21,6 +21,11 @@ class Comparison:
     estimated: Range | None
     actual: float | None
 
+    @property
+    def label(self) -> str:
+        """The name for people, who see the unit at the number."""
+        return self.name.removesuffix(" seconds").removesuffix(" dollars")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
@@ -91,7 +96,7 @@ def spent_lines(spent: Spent) -> list[str]:
     return [
         *lines,
         *(
-            f"{one.name}: {_shown(one, one.actual)}, estimated {_shown(one, one.estimated)}"
+            f"{one.label}: {_shown(one, one.actual)}, estimated {_shown(one, one.estimated)}"
             for one in spent.comparisons
         ),
     ]
@@ -99,13 +104,9 @@ def spent_lines(spent: Spent) -> list[str]:
 
 def spent_table(spent: Spent) -> str:
     """The same as a table in Markdown."""
-    rows = [f"| {one.name} | {_shown(one, one.estimated)} | {_shown(one, one.actual)} |" for one in spent.comparisons]
+    rows = [f"| {one.label} | {_shown(one, one.estimated)} | {_shown(one, one.actual)} |" for one in spent.comparisons]
     head = "The job was adopted, and this run spent nothing on it; when it ran it took:\n\n" if spent.adopted else ""
     return "\n".join([f"{head}| | estimated | actual |", "|---|---|---|", *rows])
-
-
-def _pair(one: Comparison) -> dict[str, Any]:
-    return {"estimated": asdict(one.estimated) if one.estimated else None, "actual": one.actual}
 
 
 def _shown(one: Comparison, value: Range | float | None) -> str:

@@ -315,7 +315,7 @@ def test_job_is_put_beside_its_estimate(estimate: RunEstimate) -> None:
     assert told["steps"] == {"estimated": {"low": 1230, "high": 1230}, "actual": 1230}
     assert told["job_seconds"]["actual"] == 3600
     assert told["job_dollars"]["actual"] == pytest.approx(3.673)
-    assert "job seconds: 60 min, estimated" in "\n".join(spent_lines(spent))
+    assert "job: 60 min, estimated" in "\n".join(spent_lines(spent))
     assert "| steps | 1,230 | 1,230 |" in spent_table(spent)
     json.dumps(told)
 

@@ -11,7 +11,7 @@ from flows.show import show_check
 from tasks.config import PipelineConfig
 from tasks.platforms.connect import run_checks
 from tasks.platforms.errors import EXIT_PLATFORM, PhiflowError
-from tasks.platforms.refs import Check, Outcome
+from tasks.platforms.upkeep import Check, Outcome
 
 
 def examine(path: Path | None, overrides: list[str] | None, as_json: bool) -> int:

@@ -10,7 +10,7 @@ from flows.running_costs import RunningCosts
 from tasks.config import PipelineConfig
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import ConflictError, NotFoundError, PhiflowError
-from tasks.platforms.refs import Leftover, LeftoverKind
+from tasks.platforms.upkeep import Leftover, LeftoverKind
 
 
 def sweep_place(config: PipelineConfig, *, delete: bool) -> dict[str, Any]:

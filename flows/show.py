@@ -6,7 +6,7 @@ from typing import Any
 
 from flows.billing import what_bills
 from tasks.config import PipelineConfig
-from tasks.platforms.refs import Check, Outcome
+from tasks.platforms.upkeep import Check, Outcome
 
 
 def show_run(told: dict[str, Any], config: PipelineConfig) -> None:

@@ -14,7 +14,7 @@ from flows.running_costs import RunningCosts
 from tasks.config import PipelineConfig
 from tasks.platforms.connect import plan_tear_down, remove
 from tasks.platforms.errors import EXIT_REFUSED, ConfigError, PhiflowError
-from tasks.platforms.refs import Remainder, Removal, Scope
+from tasks.platforms.upkeep import Remainder, Removal, Scope
 
 INTERRUPTED = 130
 _SCOPES = {

@@ -12,7 +12,7 @@ from flows.command import as_json_text, default_configuration, error_document, o
 from flows.doctor import naming
 from tasks.platforms.connect import provisioning, run_checks
 from tasks.platforms.errors import EXIT_PLATFORM, ConfigError, PhiflowError
-from tasks.platforms.refs import Check, Outcome, ResourceChange
+from tasks.platforms.upkeep import Check, Outcome, ResourceChange
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig

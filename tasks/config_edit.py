@@ -158,7 +158,7 @@ def _write(path: Path, text: str, line_end: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ConfigError(f"Configuration {path} cannot be written: {_reason(error)}.") from error
-    except BaseException:
+    except BaseException:  # Ctrl-C too must not leave a part behind
         temporary.unlink(missing_ok=True)
         raise
 

@@ -46,7 +46,7 @@ class EndpointLease:
         self.give_back()
         try:
             yield
-        except BaseException:
+        except BaseException:  # Ctrl-C too ends the wait, and its own error goes on whoever has the lease
             with suppress(PhiflowError):
                 self.take(_LEAVING_SECONDS)
             raise

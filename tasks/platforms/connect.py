@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tasks.platforms.errors import ConfigError
 from tasks.platforms.port import Platform
-from tasks.platforms.refs import Scope
+from tasks.platforms.upkeep import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tasks.platforms.local.local_platform import LocalPlatform
     from tasks.platforms.local.services import Services
     from tasks.platforms.local.tear_down import LocalTearDown
-    from tasks.platforms.refs import Check, Removal, TearDown
+    from tasks.platforms.upkeep import Check, Removal, TearDown
 
 # Of what `pip install 'phiflow[azure]'` brings, the modules that the adapter imports itself.
 _AZURE_MODULES = (

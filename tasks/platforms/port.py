@@ -31,11 +31,11 @@ from tasks.platforms.refs import (
     JobRef,
     JobSpec,
     JobStatus,
-    Leftover,
     ModelVersion,
     RolloutRecord,
     TrafficSplit,
 )
+from tasks.platforms.upkeep import Leftover
 
 if TYPE_CHECKING:
     from tasks.config import ChatConfig, ComputeConfig, DataConfig, ModelConfig, PipelineConfig, ServingConfig

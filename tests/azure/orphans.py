@@ -11,7 +11,8 @@ from typing import Any
 
 from tasks.config import PipelineConfig, ServingConfig
 from tasks.config_files import build_config
-from tasks.platforms.refs import EnvironmentRef, JobKind, LeftoverKind, ModelVersion, RolloutRecord
+from tasks.platforms.refs import EnvironmentRef, JobKind, ModelVersion, RolloutRecord
+from tasks.platforms.upkeep import LeftoverKind
 from tests.azure.workbench import ASSETS, ENDPOINTS, W, Workbench, until
 from tests.azure_emulator.server import SCOPE
 from tests.contract.places import MADE, NAME_FILE

@@ -19,7 +19,8 @@ from flows.cli import main
 from tasks.config import PipelineConfig, ServingConfig
 from tasks.config_files import load_config
 from tasks.platforms.connect import connect, plan_tear_down, provisioning, remove
-from tasks.platforms.refs import EnvironmentRef, Remainder, Removal, Scope
+from tasks.platforms.refs import EnvironmentRef
+from tasks.platforms.upkeep import Remainder, Removal, Scope
 from tests.azure.orphans import OURS, environment
 from tests.azure.workbench import ASSETS, ENDPOINTS, JOBS, W, Workbench, until
 from tests.azure_emulator.process import EmulatorProcess

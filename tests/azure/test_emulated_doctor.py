@@ -18,7 +18,7 @@ from tasks.platforms.azure.foundation.names import resource_names
 from tasks.platforms.azure.preflight import require_runnable
 from tasks.platforms.azure.quota.request import request_quota
 from tasks.platforms.errors import ConfigError, PermissionDeniedError, QuotaError
-from tasks.platforms.refs import Check, Outcome
+from tasks.platforms.upkeep import Check, Outcome
 from tests.azure_emulator.names import TENANT
 from tests.azure_emulator.process import ROOT, EmulatorProcess
 from tests.azure_emulator.server import SCOPE

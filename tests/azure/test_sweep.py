@@ -12,7 +12,8 @@ pytest.importorskip("azure.ai.ml", reason="the packages for Azure are not instal
 
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import ConflictError
-from tasks.platforms.refs import Leftover, LeftoverKind, RolloutRecord
+from tasks.platforms.refs import RolloutRecord
+from tasks.platforms.upkeep import Leftover, LeftoverKind
 from tests.azure.orphans import ENDED_RUN, ENDPOINT, WANTED_RUN, Planting, configuration, outcomes
 from tests.azure.workbench import ASSETS, W, Workbench
 from tests.contract.conftest import emulator_process, reached

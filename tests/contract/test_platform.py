@@ -20,7 +20,8 @@ from tasks.config import ComputeConfig, ServingConfig
 from tasks.config_files import build_config
 from tasks.platforms.errors import ConflictError, NotFoundError
 from tasks.platforms.port import Platform
-from tasks.platforms.refs import DeploymentRef, Leftover, LeftoverKind, RolloutRecord
+from tasks.platforms.refs import DeploymentRef, RolloutRecord
+from tasks.platforms.upkeep import Leftover, LeftoverKind
 from tests.contract.places import NAME, Place
 
 SERVING = ServingConfig()

@@ -13,7 +13,7 @@ from journey import Journey, Served, eventually
 from tasks.config import LocalPlatformConfig
 from tasks.config_files import load_config
 from tasks.platforms.connect import connect
-from tasks.platforms.refs import LeftoverKind
+from tasks.platforms.upkeep import LeftoverKind
 
 pytestmark = pytest.mark.journey
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PORT = {f"tasks.platforms.{name}" for name in ("refs", "port", "errors", "connect")}
+PORT = {f"tasks.platforms.{name}" for name in ("refs", "upkeep", "port", "errors", "connect")}
 # What an adapter may use from outside itself; trainer.files and trainer.config are the standard library alone.
 FOR_ADAPTERS = {
-    f"tasks.platforms.{name}" for name in ("refs", "port", "errors", "contracts", "events", "retention")
+    f"tasks.platforms.{name}" for name in ("refs", "upkeep", "port", "errors", "contracts", "events", "retention")
 } | {"tasks.config"}
 SHIPS_ALONE = ["trainer", "deployments/server", "promptflow_app"]
 
@@ -129,8 +129,8 @@ def test_adapter_keeps_to_itself(path: Path) -> None:
 
 def test_values_and_errors_do_no_io() -> None:
     """refs, port and errors import the standard library and each other alone, and nothing that opens files."""
-    allowed = {"tasks.platforms.refs", "tasks.platforms.errors", "tasks.config"}
-    for name in ("refs", "port", "errors"):
+    allowed = {"tasks.platforms.refs", "tasks.platforms.upkeep", "tasks.platforms.errors", "tasks.config"}
+    for name in ("refs", "upkeep", "port", "errors"):
         for module in imports(ROOT / "tasks" / "platforms" / f"{name}.py") - allowed:
             assert module.partition(".")[0] in sys.stdlib_module_names, (name, module)
             assert module.partition(".")[0] not in {"os", "pathlib", "io", "shutil", "subprocess", "socket"}

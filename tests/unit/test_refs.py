@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from tasks import job_spec as job_spec_module
 from tasks.config import ModelConfig, PipelineConfig
 from tasks.job_spec import trainer_digest, training_spec
-from tasks.platforms import errors, refs
+from tasks.platforms import errors, refs, upkeep
 from tasks.platforms.refs import JobKind, JobSpec, TrafficSplit
 from trainer.config import TrainConfig
 
@@ -171,8 +171,8 @@ def examples() -> list[Any]:
     split = TrafficSplit(endpoint="support", percents=(("v1-a", 100),), origin=MADE)
     record = refs.RolloutRecord(run_id="r", candidate="v2-b", traffic_before=(("v1-a", 100),))
     spec, result = job_spec(), training_result()
-    removal = refs.Removal(kind="endpoint", name="support", location="/e/support", machines=("Standard_E4s_v3",))
-    remainder = refs.Remainder(kind="models", name="support", reason="they show what was served")
+    removal = upkeep.Removal(kind="endpoint", name="support", location="/e/support", machines=("Standard_E4s_v3",))
+    remainder = upkeep.Remainder(kind="models", name="support", reason="they show what was served")
     return [
         MADE,
         spec,
@@ -211,18 +211,18 @@ def examples() -> list[Any]:
         refs.Answer(text="yes", deployment="v1-a", model_version="1", seconds=0.1),
         refs.ConnectionRef(name="phiflow", endpoint="support", url="http://x", origin=MADE),
         refs.ChatService(url="http://127.0.0.1:8080", endpoint="support", origin=MADE),
-        refs.Check(name="quota", outcome=refs.Outcome.WARN, found="0 of 24", fix="ask"),
-        refs.ResourceChange(action="create", kind="key vault", name="phi", location="/subscriptions/s"),
-        refs.Leftover(kind=refs.LeftoverKind.JOB, name="job", reason="old", location="/jobs/job"),
+        upkeep.Check(name="quota", outcome=upkeep.Outcome.WARN, found="0 of 24", fix="ask"),
+        upkeep.ResourceChange(action="create", kind="key vault", name="phi", location="/subscriptions/s"),
+        upkeep.Leftover(kind=upkeep.LeftoverKind.JOB, name="job", reason="old", location="/jobs/job"),
         removal,
         remainder,
-        refs.TearDown(scope=refs.Scope.ALL, removals=(removal,), remainders=(remainder,)),
+        upkeep.TearDown(scope=upkeep.Scope.ALL, removals=(removal,), remainders=(remainder,)),
     ]
 
 
 def test_examples_are_complete() -> None:
     """Every value of the port has an example here."""
-    values = {kind for kind in vars(refs).values() if dataclasses.is_dataclass(kind)}
+    values = {kind for kind in (*vars(refs).values(), *vars(upkeep).values()) if dataclasses.is_dataclass(kind)}
     assert values == {type(example) for example in examples()}
 
 

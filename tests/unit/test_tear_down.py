@@ -15,7 +15,7 @@ from flows.leftovers import show_leftovers
 from tasks.config import PipelineConfig
 from tasks.estimate.prices import hourly_cost
 from tasks.platforms.errors import ConflictError, PermissionDeniedError, PhiflowError
-from tasks.platforms.refs import Remainder, Removal, Scope, TearDown
+from tasks.platforms.upkeep import Remainder, Removal, Scope, TearDown
 
 SIZE = "Standard_E4s_v3"
 EFFECT = "version 3 serves with 1 deployment(s); nothing will answer, and no version is left to roll back to"

@@ -25,12 +25,11 @@ from tasks.platforms.refs import (
     JobRef,
     JobSpec,
     JobStatus,
-    Leftover,
-    LeftoverKind,
     ModelVersion,
     RolloutRecord,
     TrafficSplit,
 )
+from tasks.platforms.upkeep import Leftover, LeftoverKind
 
 if TYPE_CHECKING:
     from tasks.config import ChatConfig, ComputeConfig, DataConfig, ModelConfig, PipelineConfig, ServingConfig

@@ -27,7 +27,7 @@ from tasks.platforms.errors import (
 )
 from tasks.platforms.local import preflight as local
 from tasks.platforms.local.state import LEAST_FREE_BYTES, Home, project_folder
-from tasks.platforms.refs import Outcome
+from tasks.platforms.upkeep import Outcome
 
 if TYPE_CHECKING:
     from tasks.config import DataConfig, ModelConfig, PipelineConfig

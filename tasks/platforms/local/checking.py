@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from tasks.platforms.errors import ConfigError, DataError, Failure, PermissionDeniedError, PhiflowError, QuotaError
-from tasks.platforms.refs import Check, Outcome
+from tasks.platforms.upkeep import Check, Outcome
 
 _AT_ONCE = 8
 # What these say is wrong; any other error is about the looking itself.

@@ -20,7 +20,7 @@ from tasks.platforms.local.ports import PortBook, is_free, listener
 from tasks.platforms.local.services import CHAT_PORT, GATEWAY_PORT, MLFLOW_PORT, PREFECT_PORT
 from tasks.platforms.local.state import LEAST_FREE_BYTES, home_folder, project_folder
 from tasks.platforms.local.supervisor import Supervisor
-from tasks.platforms.refs import Check
+from tasks.platforms.upkeep import Check
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig

@@ -11,7 +11,7 @@ from tasks.platforms.errors import PermissionDeniedError
 from tasks.platforms.local.checking import failed, passed, warned
 from tasks.platforms.local.preflight import BUILTIN, require_base_model, require_source
 from tasks.platforms.local.preparation import hub_commit
-from tasks.platforms.refs import Check
+from tasks.platforms.upkeep import Check
 
 if TYPE_CHECKING:
     from tasks.config import DataConfig, ModelConfig, PipelineConfig

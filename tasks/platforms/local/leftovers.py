@@ -17,8 +17,9 @@ from tasks.platforms.local.endpoints import rollout_of
 from tasks.platforms.local.files import read_json
 from tasks.platforms.local.state import project_folder
 from tasks.platforms.local.tear_down import folder_bytes
-from tasks.platforms.refs import Leftover, LeftoverKind, ModelVersion
+from tasks.platforms.refs import ModelVersion
 from tasks.platforms.retention import Served, hours_since, last_traffic, shown_bytes, shown_hours, unused
+from tasks.platforms.upkeep import Leftover, LeftoverKind
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig

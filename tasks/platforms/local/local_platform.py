@@ -35,12 +35,12 @@ from tasks.platforms.refs import (
     JobSpec,
     JobState,
     JobStatus,
-    Leftover,
     ModelVersion,
     Origin,
     RolloutRecord,
     TrafficSplit,
 )
+from tasks.platforms.upkeep import Leftover
 
 if TYPE_CHECKING:
     from tasks.config import ChatConfig, ComputeConfig, DataConfig, ModelConfig, PipelineConfig, ServingConfig

@@ -13,7 +13,7 @@ from tasks.platforms.local.endpoints import rollout_of
 from tasks.platforms.local.files import file_lock
 from tasks.platforms.local.leftovers import Leftovers
 from tasks.platforms.local.tear_down import delete_endpoint
-from tasks.platforms.refs import Leftover, LeftoverKind
+from tasks.platforms.upkeep import Leftover, LeftoverKind
 
 if TYPE_CHECKING:
     from tasks.platforms.local.local_platform import LocalPlatform

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.platforms.local.chat import program_name
-from tasks.platforms.refs import Remainder, Removal, Scope, TearDown
 from tasks.platforms.retention import shown_bytes
+from tasks.platforms.upkeep import Remainder, Removal, Scope, TearDown
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig

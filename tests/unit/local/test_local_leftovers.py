@@ -21,7 +21,8 @@ from tasks.platforms.local import environments
 from tasks.platforms.local.files import write_json
 from tasks.platforms.local.local_platform import LocalPlatform
 from tasks.platforms.local.state import project_folder
-from tasks.platforms.refs import Leftover, LeftoverKind, ModelVersion, Origin
+from tasks.platforms.refs import ModelVersion, Origin
+from tasks.platforms.upkeep import Leftover, LeftoverKind
 
 HOUR = 3600.0
 

@@ -11,7 +11,7 @@ from tasks.platforms.azure.checks.quota import CONFIGURATION
 from tasks.platforms.azure.foundation.names import is_within, last_name
 from tasks.platforms.errors import Failure, PermissionDeniedError, PhiflowError
 from tasks.platforms.local.checking import failed, passed, warned
-from tasks.platforms.refs import Check
+from tasks.platforms.upkeep import Check
 
 AUTHORIZATION_API = "2022-04-01"
 _PROVIDERS_API = "2021-04-01"

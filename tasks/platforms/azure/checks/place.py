@@ -17,7 +17,7 @@ from tasks.platforms.azure.resources import Resource
 from tasks.platforms.errors import ConfigError, Failure, PermissionDeniedError, PhiflowError
 from tasks.platforms.local.checking import failed, passed, warned
 from tasks.platforms.local.state import project_folder
-from tasks.platforms.refs import Check
+from tasks.platforms.upkeep import Check
 
 _SKUS_API = "2021-07-01"
 _VAULTS_API = "2023-07-01"

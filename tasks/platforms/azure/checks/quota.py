@@ -13,7 +13,7 @@ from tasks.platforms.azure.quota.usages import Usages, read_usages
 from tasks.platforms.azure.resources import Resource
 from tasks.platforms.errors import Failure, NotFoundError, PhiflowError
 from tasks.platforms.local.checking import failed, passed, warned
-from tasks.platforms.refs import Check
+from tasks.platforms.upkeep import Check
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig

@@ -26,7 +26,7 @@ from tasks.platforms.azure.preparation import require_file
 from tasks.platforms.azure.sources import is_remote, open_remote, registered_model
 from tasks.platforms.local import checks as local
 from tasks.platforms.local.checking import all_at_once, carried_out, passed
-from tasks.platforms.refs import Check, Outcome
+from tasks.platforms.upkeep import Check, Outcome
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig

@@ -17,7 +17,7 @@ from tasks.platforms.azure.checks.facts import SUBSCRIPTION_API, Facts
 from tasks.platforms.azure.translate import error_of
 from tasks.platforms.errors import Failure, PhiflowError
 from tasks.platforms.local.checking import failed, passed, warned
-from tasks.platforms.refs import Check
+from tasks.platforms.upkeep import Check
 
 _DISABLED = "https://learn.microsoft.com/azure/cost-management-billing/manage/subscription-disabled"
 _UNPAID = "https://learn.microsoft.com/azure/cost-management-billing/manage/resolve-past-due-balance"

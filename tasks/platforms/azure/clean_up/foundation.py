@@ -27,7 +27,7 @@ from tasks.platforms.errors import (
     PermissionDeniedError,
     PhiflowError,
 )
-from tasks.platforms.refs import Remainder, Removal
+from tasks.platforms.upkeep import Remainder, Removal
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig

@@ -35,8 +35,8 @@ from tasks.platforms.azure.job_request import CHECKPOINTS
 from tasks.platforms.azure.preparation import DATA
 from tasks.platforms.azure.resources import state_of
 from tasks.platforms.errors import NotFoundError
-from tasks.platforms.refs import Leftover, LeftoverKind
 from tasks.platforms.retention import Served, hours_since, last_traffic, shown_bytes, shown_hours, unused
+from tasks.platforms.upkeep import Leftover, LeftoverKind
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig

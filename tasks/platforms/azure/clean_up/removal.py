@@ -31,7 +31,7 @@ from tasks.platforms.azure.preparation import DATA, DATA_KEYS
 from tasks.platforms.azure.resources import API, SWEPT, Resource, state_of, stop_polling
 from tasks.platforms.azure.translate import translated
 from tasks.platforms.errors import ConflictError, NotFoundError
-from tasks.platforms.refs import Leftover, LeftoverKind
+from tasks.platforms.upkeep import Leftover, LeftoverKind
 
 if TYPE_CHECKING:
     from tasks.platforms.azure.client import Workspace

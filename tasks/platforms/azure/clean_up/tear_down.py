@@ -28,7 +28,8 @@ from tasks.platforms.azure.jobs import Jobs
 from tasks.platforms.azure.resources import Resource, state_of
 from tasks.platforms.errors import ConflictError, TransientPlatformError
 from tasks.platforms.local.tear_down import CHAT, chat_removals
-from tasks.platforms.refs import JobRef, Remainder, Removal, Scope, TearDown
+from tasks.platforms.refs import JobRef
+from tasks.platforms.upkeep import Remainder, Removal, Scope, TearDown
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig

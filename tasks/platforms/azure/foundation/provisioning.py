@@ -17,7 +17,7 @@ from tasks.platforms.azure.foundation.survey import GROUPS_API, budget_start, ex
 from tasks.platforms.azure.foundation.template import template_parameters
 from tasks.platforms.azure.foundation.what_if import ROLE, creation, kind_of, read_changes, role_creation, role_name
 from tasks.platforms.errors import NotFoundError, PhiflowError
-from tasks.platforms.refs import ResourceChange
+from tasks.platforms.upkeep import ResourceChange
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig

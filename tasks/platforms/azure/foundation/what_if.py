@@ -9,7 +9,7 @@ from tasks.platforms.azure.foundation.blueprint import Blueprint
 from tasks.platforms.azure.foundation.names import last_name
 from tasks.platforms.azure.foundation.survey import type_of
 from tasks.platforms.azure.foundation.wanted_roles import ROLE_NAMES, Role
-from tasks.platforms.refs import ResourceChange
+from tasks.platforms.upkeep import ResourceChange
 
 ROLE = "role"
 # For people; a type that is not here is told as the service writes it.

@@ -17,7 +17,7 @@ from tasks.platforms.azure.quota.sizes import ML
 from tasks.platforms.azure.quota.usages import read_usages
 from tasks.platforms.errors import Failure, PhiflowError
 from tasks.platforms.local.checking import failed, passed, warned
-from tasks.platforms.refs import Check
+from tasks.platforms.upkeep import Check
 
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig

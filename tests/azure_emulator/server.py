@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import base64
-import contextlib
 import functools
 import json
-import os
-import random
-import secrets
-import socket
 import threading
 import time
 import uuid
@@ -27,20 +21,20 @@ from tests.azure_emulator import (
     inventory,
     metadata,
     resource_groups,
-    retail_prices,
     soft_delete,
     subscription,
     template_deployments,
     vault,
     workspace,
 )
+from tests.azure_emulator.addresses import chosen_once, client_environment, write_private
 from tests.azure_emulator.arm import Handler, Router, Scope, answered
 from tests.azure_emulator.certificates import ensure_certificates
 from tests.azure_emulator.exchanges import Exchanges
 from tests.azure_emulator.foundation import Foundation
 from tests.azure_emulator.identity import Identity
 from tests.azure_emulator.listener import Listener
-from tests.azure_emulator.names import CERTIFICATE_NAMES, SUFFIX, TENANT, cloud_name
+from tests.azure_emulator.names import CERTIFICATE_NAMES, TENANT, cloud_name
 from tests.azure_emulator.operations import Operations
 from tests.azure_emulator.resource_groups import ResourceGroups
 from tests.azure_emulator.resource_types import WORKSPACE, all_versions, resource_not_found
@@ -60,11 +54,9 @@ if TYPE_CHECKING:
     from tests.azure_emulator.quota import Quota
 
 SCOPE = Scope("00000000-0000-0000-0000-000000000001", "phiflow-emulator", "phiflow-emulated", "westeurope")
-_LOOPBACK = Path(__file__).parent / "loopback"
 _ROOT = Path(__file__).resolve().parents[2]
 _PAGE = 100
 _BEGUN = "/_begun"
-_PORTS = (20_000, 32_000)
 
 
 class Emulator:
@@ -92,7 +84,7 @@ class Emulator:
         self.state.mkdir(parents=True, exist_ok=True)
         self.scope = SCOPE
         self.workspace_id = SCOPE.workspace_id
-        settings = self._settings()
+        settings = chosen_once(self.state, options.port)
         self.certificates = ensure_certificates(self.state / "certificates", CERTIFICATE_NAMES)
         self.storage = StorageAccounts(self, settings["storage_port"], settings["account_key"])
         self._server = Listener(settings["port"], self.certificates)
@@ -116,7 +108,7 @@ class Emulator:
 
     def start(self) -> None:
         """Start the storage, make the routes, and listen."""
-        self.env = self._environment()
+        self.env = client_environment(self)
         document = metadata.cloud_metadata(self.cloud, self.url, self.storage.port)
         self.register("GET", metadata.PATH, lambda _: Answer(200, document))
         self.register("GET", "/identity/token", self.identity.give)
@@ -215,7 +207,7 @@ class Emulator:
 
     def write_connection(self) -> None:
         """Have `connection_file` tell the way to the workspace's storage."""
-        _write_private(self.connection_file, json.dumps(self.storage.account().to_json()))
+        write_private(self.connection_file, json.dumps(self.storage.account().to_json()))
 
     @functools.cached_property
     def local(self) -> LocalPlatform:
@@ -307,64 +299,3 @@ class Emulator:
         answer = answered(handler(request))
         answer.lost = scenario.get("do") == "lost"
         return answer, scenario
-
-    def _settings(self) -> dict[str, Any]:
-        """Ports and key: chosen once a state folder, since addresses are in what clients keep."""
-        file = self.state / "secrets" / "settings.json"
-        if not file.exists():
-            port = self.options.port or _free_port()
-            key = secrets.token_bytes(64)
-            chosen = {
-                "port": port,
-                "storage_port": _free_port(),
-                "account_key": base64.b64encode(key).decode(),
-            }
-            _write_private(file, json.dumps(chosen))
-        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if self.options.port and self.options.port != settings["port"]:
-            raise SystemExit(
-                f"error: the state in {self.state} belongs to port {settings['port']}, and --port says "
-                f"{self.options.port}. Leave --port out, or use another --state."
-            )
-        return settings
-
-    def _environment(self) -> dict[str, str]:
-        ca = str(self.certificates.authorities)
-        no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY", ""), "127.0.0.1", "localhost", f".{SUFFIX}"]))
-        path = os.pathsep.join(filter(None, [str(_LOOPBACK), os.environ.get("PYTHONPATH", "")]))
-        return {
-            "ARM_CLOUD_METADATA_URL": f"{self.url}{metadata.PATH}?api-version=2022-09-01",
-            "AZUREML_CURRENT_CLOUD": self.cloud,
-            "AZURE_TOKEN_CREDENTIALS": "ManagedIdentityCredential",
-            "IDENTITY_ENDPOINT": f"{self.url}/identity/token",
-            "IDENTITY_HEADER": self.identity.header_secret,
-            "AZURE_SUBSCRIPTION_ID": SCOPE.subscription,
-            "AZURE_RESOURCE_GROUP": SCOPE.group,
-            "AZURE_ML_WORKSPACE": SCOPE.workspace,
-            "AZURE_CLIENT_ID": "",
-            "REQUESTS_CA_BUNDLE": ca,
-            "SSL_CERT_FILE": ca,
-            "CURL_CA_BUNDLE": ca,
-            "NO_PROXY": no_proxy,
-            "no_proxy": no_proxy,
-            "PYTHONPATH": path,
-            "PHIFLOW_EMULATOR_REFUSED": str(self.state / "refused-names.txt"),
-            "PHIFLOW_EMULATOR_URL": self.url,
-            "PHIFLOW_EMULATOR_TAKEN": str(self.taken_names_file),
-            "PHIFLOW_PRICES_URL": f"{self.url}{retail_prices.PATH}",
-        }
-
-
-def _free_port() -> int:
-    """One below those that systems give to outgoing connections, which could take it while the emulator is down."""
-    while True:
-        port = random.randint(*_PORTS)
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
-def _write_private(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch(mode=0o600)
-    file.write_text(text, encoding="utf-8")

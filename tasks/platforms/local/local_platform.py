@@ -16,6 +16,7 @@ from tasks.platforms.local.leftovers import Leftovers
 from tasks.platforms.local.models import Models
 from tasks.platforms.local.preparation import Preparation
 from tasks.platforms.local.removal import LeftoverRemoval
+from tasks.platforms.local.scoring import Scoring
 from tasks.platforms.local.services import Services
 from tasks.platforms.local.state import Home, project_folder
 from tasks.platforms.refs import (
@@ -61,6 +62,7 @@ class LocalPlatform:
         self.jobs = Jobs(home, self.models.start_tracking)
         self.preparation = Preparation(home)
         self.endpoints = Endpoints(home, self.services)
+        self._scoring = Scoring(home, self.services, self.endpoints)
         self.chat = Chat(home, self.services)
 
     def ensure_environment(self, name: str) -> EnvironmentRef:
@@ -190,19 +192,19 @@ class LocalPlatform:
         max_tokens: int = 128,
         timeout_seconds: float = 60,
     ) -> Answer:
-        return self.endpoints.invoke(
+        return self._scoring.invoke(
             endpoint, messages, deployment=deployment, max_tokens=max_tokens, timeout_seconds=timeout_seconds
         )
 
     def read_metrics(self, endpoint: str, window_seconds: int) -> tuple[DeploymentMetrics, ...]:
-        return self.endpoints.metrics(endpoint, window_seconds)
+        return self._scoring.metrics(endpoint, window_seconds)
 
     def ensure_connection(self, endpoint: EndpointRef) -> ConnectionRef:
         origin = Origin(reused=True, reason="the endpoint's key is a file of this user alone")
         return ConnectionRef(name="phiflow_endpoint", endpoint=endpoint.name, url=endpoint.url, origin=origin)
 
     def ensure_chat(self, connection: ConnectionRef, chat: ChatConfig, environment: EnvironmentRef) -> ChatService:
-        variables = {"PHIFLOW_ENDPOINT_SERVER": self.endpoints.server(connection.endpoint)}
+        variables = {"PHIFLOW_ENDPOINT_SERVER": self._scoring.server(connection.endpoint)}
         return self.chat.ensure(connection, chat, environment, variables=variables)
 
     def read_chat(self, endpoint: str) -> ChatService | None:

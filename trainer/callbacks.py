@@ -1,4 +1,4 @@
-"""What happens between the steps of TRL's trainer: progress, loss curve, divergence, interruption.
+"""What happens between the steps of a training: progress, loss curve, divergence, interruption.
 
 Of several processes each takes part, and what ends the training ends it in all of them at the same step.
 """
@@ -11,15 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
-from trl import SFTTrainer
 
 from trainer.checkpoints import mark_complete
 from trainer.errors import TrainerError
 from trainer.events import EventLog
 from trainer.interruption import Interruption
-from trainer.ranks import summed, world_size
+from trainer.ranks import summed
 from trainer.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -103,24 +101,6 @@ class ProgressCallback(TrainerCallback):
                 "Trained step=%d/%d loss=%.4f tokens_per_second=%.0f seconds_left=%.0f",
                 state.global_step, state.max_steps, self.loss, rate, left,
             )  # fmt: skip
-
-
-class WatchedTrainer(SFTTrainer):
-    """SFTTrainer that stops at the first step whose loss is not a number."""
-
-    watcher: ProgressCallback
-
-    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One step; counts the tokens that are not padding."""
-        mask = inputs.get("attention_mask")
-        self.watcher.step_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        value = loss.item()
-        # Alone it ends here; of several, all end together after the step, or the others would wait for this one.
-        if not math.isfinite(value) and world_size() == 1:
-            raise diverged_error(value, self.state.global_step + 1, self.args.learning_rate)
-        self.watcher.loss = value * self.args.gradient_accumulation_steps
-        return loss
 
 
 def diverged_error(loss: float, step: int, learning_rate: float) -> TrainerError:

@@ -44,14 +44,34 @@ class TrainConfig:
     per_device_train_batch_size: int = _field(4, "conversations a step and device", least=1, most=4096)
     per_device_eval_batch_size: int = _field(4, "conversations a forward pass when evaluating", least=1, most=4096)
     gradient_accumulation_steps: int = _field(1, "forward passes an optimizer step", least=1, most=4096)
-    gradient_checkpointing: bool = _field(True, "recompute activations to save memory")
+    gradient_checkpointing: bool | None = _field(
+        None, "recompute activations to save memory; null means only where it does not fit otherwise"
+    )
     max_length: int = _field(2048, "conversations are cut after this many tokens", least=8, most=1_048_576)
-    packing: bool = _field(True, "put several conversations in a row, where that does not mix them")
-    bf16: bool | None = _field(None, "bfloat16 arithmetic; null means where the GPU has it")
+    packing: bool = _field(True, "fill rows of max_length tokens with whole conversations, which do not see each other")
+    group_by_length: bool = _field(True, "batches of like lengths, where rows must be padded")
+    system_message: str | None = _field(
+        None, "put before a conversation that has no system message, when training and when serving; null: nothing"
+    )
+    bf16: bool | None = _field(None, "bfloat16 arithmetic; null means where the hardware is faster with it")
     attn_implementation: str = _field(
         "auto",
         "attention kernel; auto chooses by hardware",
-        choices=("auto", "sdpa", "eager", "flash_attention_2"),
+        choices=("auto", "varlen", "flash_attention_2", "flex", "documents", "sdpa", "eager"),
+    )
+    optim: str = _field(
+        "auto",
+        "optimizer; auto: AdamW, fused, in 8 bits where 32 do not fit",
+        choices=("auto", "adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"),
+    )
+    torch_compile: bool | None = _field(None, "compile the model; null means where it pays")
+    distribution: str = _field(
+        "auto",
+        "how several processes share a model; auto: fsdp where one GPU cannot hold it",
+        choices=("auto", "ddp", "fsdp"),
+    )
+    lora_target_modules: str = _field(
+        "all-linear", "layers beside which LoRA matrices learn: all-linear, or names with commas between them"
     )
     lora_r: int = _field(16, "rank of the LoRA matrices", least=1, most=4096)
     lora_alpha: int = _field(32, "LoRA scale is lora_alpha / lora_r", least=1, most=65_536)
@@ -62,11 +82,23 @@ class TrainConfig:
     save_total_limit: int = _field(2, "checkpoints kept", least=1, most=1000)
     eval_strategy: str = _field("epoch", "when to evaluate during training", choices=("no", "epoch", "steps"))
     eval_steps: int = _field(500, "steps between two evaluations, for eval_strategy: steps", least=1)
+    early_stopping_patience: int = _field(
+        0, "evaluations without a better loss that end the training; 0: none do", least=0, most=10_000
+    )
+    max_eval_examples: int = _field(
+        2000, "test conversations scored, always the same; the rest is left out", least=1, most=10_000_000
+    )
+    sample_steps: int = _field(0, "steps between two rounds of sample answers; 0: with each evaluation", least=0)
+    preview_examples: int = _field(
+        3, "conversations shown before the training with what is learned marked", least=0, most=100
+    )
     num_samples: int = _field(3, "sample answers in the result", least=0, most=1000)
     num_eval_generations: int = _field(
         32, "test conversations answered for exact_match; 0 skips it", least=0, most=100_000
     )
     max_new_tokens_eval: int = _field(128, "longest answer generated when evaluating, tokens", least=1, most=8192)
+    command: str = _field("", "another trainer's command, run instead of this one; see the README for its contract")
+    command_dir: str = _field("", "folder with that trainer's files; it travels with the job")
 
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(self):

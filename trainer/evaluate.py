@@ -22,8 +22,8 @@ from trainer.encoding import encode_chats
 from trainer.errors import TrainerError
 from trainer.events import Verdict
 from trainer.files import digest_folder, write_atomic
+from trainer.hardware import choose_hardware
 from trainer.model import (
-    choose_hardware,
     ensure_pad_token,
     fitting_length,
     load_model,
@@ -67,14 +67,17 @@ class Evaluation:
 
 def evaluate_model(model: Any, tokenizer: Any, chats: Sequence[EncodedChat], config: TrainConfig) -> Evaluation:
     """Score a model; the same chats are answered for every model."""
-    training = model.training
+    training, attention = model.training, model.config._attn_implementation
     model.eval()
+    if attention == "documents":  # it knows rows without padding alone
+        model.set_attn_implementation("sdpa")
     losses = _losses(model, chats, config.per_device_eval_batch_size, tokenizer.pad_token_id)
     chosen = _spread(
         [i for i, chat in enumerate(chats) if len(chat.prompt_ids) < config.max_length], config.num_eval_generations
     )
     answers = dict(zip(chosen, _answers(model, tokenizer, [chats[i] for i in chosen], config), strict=True))
     model.train(training)
+    model.set_attn_implementation(attention)
     num_tokens = sum(chat.num_learned_tokens for chat in chats)
     loss = sum(total for total, _ in losses) / num_tokens
     matches = sum(answers[i].strip() == chats[i].expected.strip() for i in chosen)

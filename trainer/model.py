@@ -7,27 +7,14 @@ import os
 import ssl
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from typing import Any
 
-from trainer.config import TrainConfig
 from trainer.errors import TrainerError
-from trainer.ranks import local_rank, world_size
+from trainer.hardware import Hardware
 
 log = logging.getLogger(__name__)
 
 _SMALL = 20_000_000  # parameters; on two busy cores, two threads took five times as long as one for 2 million
-
-
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """What the run computes on, and each choice with its reason."""
-
-    device: str
-    bf16: bool
-    attention: str
-    packing: bool
-    reasons: tuple[str, ...]
 
 
 def quiet_libraries(base_model: str) -> None:
@@ -72,49 +59,6 @@ def require_reachable(base_model: str, revision: str | None) -> None:
         ) from error
 
 
-def choose_hardware(config: TrainConfig) -> Hardware:
-    """Choose device, precision, attention and packing.
-
-    Raises:
-        TrainerError: the configuration asks for what this machine cannot do.
-    """
-    import importlib.util
-
-    import torch
-
-    gpu = torch.cuda.is_available()
-    flash = gpu and importlib.util.find_spec("flash_attn") is not None
-    if config.bf16 and not (gpu and torch.cuda.is_bf16_supported()):
-        raise TrainerError(
-            "train.bf16 is true, but this machine has no GPU with bfloat16.",
-            "Leave train.bf16 out; it is chosen by hardware.",
-            "configuration",
-        )
-    if config.method == "qlora" and not gpu:
-        raise TrainerError(
-            "train.method is qlora, but its 4-bit weights need an NVIDIA GPU and this machine has none.",
-            "Set train.method to lora.",
-            "configuration",
-        )
-    if config.attn_implementation == "flash_attention_2" and not flash:
-        raise TrainerError(
-            "train.attn_implementation is flash_attention_2, but flash-attn is not installed or there is no GPU.",
-            "Set train.attn_implementation to auto.",
-            "configuration",
-        )
-    bf16 = bool(gpu and torch.cuda.is_bf16_supported() and config.bf16 is not False)
-    attention, why = config.attn_implementation, "as configured"
-    if attention == "auto":
-        attention = "flash_attention_2" if flash and bf16 else "sdpa"
-        why = "flash-attn is installed" if attention != "sdpa" else ("no flash-attn" if gpu else "no GPU")
-    packing = config.packing and attention == "flash_attention_2"
-    reasons = [f"attention={attention} ({why})", f"precision={'bf16' if bf16 else 'fp32'}"]
-    if config.packing and not packing:
-        reasons.append(f"packing=off ({attention} would let packed conversations see each other)")
-    device = f"cuda:{local_rank()}" if gpu and world_size() > 1 else "cuda" if gpu else "cpu"
-    return Hardware(device, bf16, attention, packing, tuple(reasons))
-
-
 def load_tokenizer(base_model: str, revision: str | None = None) -> Any:
     """Load the tokenizer and give it a pad token that is never learned."""
     from transformers import AutoTokenizer
@@ -129,6 +73,9 @@ def load_model(base_model: str, revision: str | None, hardware: Hardware) -> Any
     import torch
     from transformers import AutoModelForCausalLM
 
+    from trainer import attention
+
+    attention.register()
     model = _loaded(
         AutoModelForCausalLM,
         base_model,
@@ -200,44 +147,3 @@ def stop_at(model: Any, tokenizer: Any, stop_token_ids: set[int]) -> None:
     known = model.generation_config.eos_token_id
     known = [known] if isinstance(known, int) else list(known or [tokenizer.eos_token_id])
     model.generation_config.eos_token_id = [*known, *sorted(stop_token_ids - set(known))]
-
-
-def lora_config(model: Any, config: TrainConfig) -> Any:
-    """LoRA on every linear layer of the transformer blocks; the output layer stays as it is."""
-    import torch
-    from peft import LoraConfig
-
-    head = model.get_output_embeddings()
-    targets = {
-        name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=sorted(targets),
-    )
-
-
-def merge_lora(model: Any, probe_ids: list[int]) -> Any:
-    """Fold LoRA matrices into the weights and check that the model still says the same.
-
-    Raises:
-        TrainerError: the merged model's logits differ.
-    """
-    import torch
-
-    model.eval()
-    probe = torch.tensor([probe_ids], device=model.device)
-    with torch.no_grad():
-        before = model(input_ids=probe).logits.float()
-        merged = model.merge_and_unload()
-        difference = (merged(input_ids=probe).logits.float() - before).abs().max().item()
-    scale = max(before.abs().max().item(), 1.0)
-    if not difference <= 1e-2 * scale:
-        raise TrainerError(f"Merging LoRA changed the model: logits differ by {difference:.3g}.", "Report this.", "bug")
-    log.info("Merged LoRA largest_logit_difference=%.2g", difference)
-    return merged

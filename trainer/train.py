@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from trainer.adapters import merge_lora, with_adapters
 from trainer.chat_template import EncodedChat
 from trainer.chats import read_chats
 from trainer.checkpoints import claim_checkpoints, discard_broken, last_complete_checkpoint
@@ -19,16 +19,13 @@ from trainer.encoding import encode_chats
 from trainer.evaluate import Evaluation, evaluate_model
 from trainer.events import EventLog
 from trainer.files import digest_folder, sha256_file, write_in_place
+from trainer.hardware import Hardware, choose_hardware
 from trainer.interruption import Interruption
 from trainer.model import (
-    Hardware,
-    choose_hardware,
     ensure_pad_token,
     fitting_length,
     load_model,
     load_tokenizer,
-    lora_config,
-    merge_lora,
     read_model_config,
     require_reachable,
     stop_at,
@@ -195,19 +192,22 @@ def _base_evaluation(run: _Run) -> Evaluation:
 
 def _train(run: _Run, checkpoint: tuple[Path, int] | None) -> dict[str, Any]:
     """Train run.model in place and return the summary for result.json."""
-    from trainer.callbacks import ProgressCallback, WatchedTrainer
+    from trainer.batches import flatten, rows_of
+    from trainer.callbacks import ProgressCallback
+    from trainer.loop import RowTrainer
+    from trainer.loss import learn_supervised_tokens
 
     config = run.job.config
     watcher = ProgressCallback(run.events, run.tracker, run.interruption)
-    lora = None if config.method == "full" else lora_config(run.model, config)
-    trainer = WatchedTrainer(
-        model=run.model,
+    learn_supervised_tokens(run.model)
+    trainer = RowTrainer(
+        model=run.model if config.method == "full" else with_adapters(run.model, config),
         args=_training_arguments(run),
-        train_dataset=_rows(run.train_chats),
-        eval_dataset=_rows(run.eval_chats) if config.eval_strategy != "no" else None,
+        train_dataset=rows_of(run.train_chats),
+        eval_dataset=rows_of(run.eval_chats) if config.eval_strategy != "no" else None,
+        data_collator=flatten,
         processing_class=run.tokenizer,
         callbacks=[watcher],
-        peft_config=lora,
     )
     trainer.watcher = watcher
     _silence(trainer)
@@ -237,26 +237,27 @@ def _train(run: _Run, checkpoint: tuple[Path, int] | None) -> dict[str, Any]:
 
 
 def _training_arguments(run: _Run) -> Any:
-    from trl import SFTConfig
+    from transformers import TrainingArguments
 
     config, hardware = run.job.config, run.hardware
     shared = (
         "num_train_epochs", "max_steps", "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed",
         "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-        "max_length", "logging_steps", "save_steps", "save_total_limit",
+        "logging_steps", "save_steps", "save_total_limit",
         "eval_strategy", "eval_steps",
     )  # fmt: skip
-    return SFTConfig(
+    return TrainingArguments(
         output_dir=str(run.job.checkpoint_dir),
         **{name: getattr(config, name) for name in shared},
         learning_rate=config.peak_learning_rate,
-        activation_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing=bool(config.gradient_checkpointing),
         warmup_steps=config.warmup_ratio,  # below 1 it is a share
         data_seed=config.seed,
         bf16=hardware.bf16,
         use_cpu=hardware.device == "cpu",
-        packing=hardware.packing,
-        dataset_kwargs={"skip_prepare_dataset": not hardware.packing},
+        remove_unused_columns=False,
+        label_names=["labels"],
+        prediction_loss_only=True,
         logging_nan_inf_filter=False,
         save_strategy="steps",
         ddp_find_unused_parameters=False,  # every parameter is used, and looking costs a pass a step
@@ -264,12 +265,6 @@ def _training_arguments(run: _Run) -> Any:
         disable_tqdm=True,
         dataloader_pin_memory=hardware.device != "cpu",
     )
-
-
-def _rows(chats: Sequence[EncodedChat]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_list([{"input_ids": chat.input_ids, "labels": chat.labels} for chat in chats])
 
 
 def _silence(trainer: Any) -> None:

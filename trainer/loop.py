@@ -1,0 +1,49 @@
+"""transformers' Trainer over rows without padding, with the loss averaged over every supervised token of a step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from trainer.callbacks import ProgressCallback, diverged_error
+from trainer.ranks import world_size
+
+
+class RowTrainer(Trainer):
+    """Trains on rows; each step's loss is the mean over the supervised tokens of all its rows on all processes."""
+
+    watcher: ProgressCallback
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The step's number of supervised tokens is counted for us, over accumulation and processes.
+        self.model_accepts_loss_kwargs = True
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Sum over this batch's supervised tokens, divided by the whole step's."""
+        num_learned = (inputs["labels"] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        outputs = model(**inputs)
+        loss = outputs.loss / num_learned
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # which average their gradients
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass; a loss that is no number ends the training."""
+        self.watcher.step_tokens += inputs["input_ids"].numel()
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        value = loss.item()
+        # Alone it ends here; of several, all end together after the step, or the others would wait for this one.
+        if not math.isfinite(value) and world_size() == 1:
+            raise diverged_error(value, self.state.global_step + 1, self.args.learning_rate)
+        self.watcher.loss = value * self.args.gradient_accumulation_steps
+        return loss

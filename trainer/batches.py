@@ -18,13 +18,13 @@ class Row:
     Args:
         input_ids, labels: of all of them, one behind the other; -100 where nothing is learned.
         lengths: tokens of each.
-        places: where each stands in the training file, for a person.
+        lines: of each in the training file, counted from 1, for a person; empty where they are not known.
     """
 
     input_ids: Sequence[int]
     labels: Sequence[int]
     lengths: Sequence[int]
-    places: Sequence[str]
+    lines: Sequence[int]
 
 
 def rows_of(chats: Sequence[EncodedChat]) -> list[Row]:

@@ -1,0 +1,44 @@
+"""The run's configuration and choices as transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trainer.job import Run
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+# Fields of TrainConfig that transformers knows by the same name.
+_SHARED = (
+    "num_train_epochs", "max_steps", "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "logging_steps", "save_steps", "save_total_limit",
+    "eval_strategy", "eval_steps",
+)  # fmt: skip
+
+
+def training_arguments(run: Run) -> TrainingArguments:
+    """Everything that transformers' Trainer is told."""
+    from transformers import TrainingArguments
+
+    config, hardware = run.config, run.hardware
+    return TrainingArguments(
+        output_dir=str(run.job.checkpoint_dir),
+        **{name: getattr(config, name) for name in _SHARED},
+        learning_rate=config.peak_learning_rate,
+        gradient_checkpointing=bool(config.gradient_checkpointing),
+        warmup_steps=config.warmup_ratio,  # below 1 it is a share
+        data_seed=config.seed,
+        bf16=hardware.bf16,
+        use_cpu=hardware.device == "cpu",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        prediction_loss_only=True,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        ddp_find_unused_parameters=False,  # every parameter is used, and looking costs a pass a step
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=hardware.device != "cpu",
+    )

@@ -1,0 +1,75 @@
+"""The first stage of a run: data, tokenizer and model, each checked before the slow one after it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from trainer.chats import read_chats
+from trainer.checkpoints import claim_checkpoints
+from trainer.encoding import encode_chats
+from trainer.hardware import choose_hardware
+from trainer.job import Reporting, Run, TrainJob
+from trainer.model import (
+    ensure_pad_token,
+    fitting_length,
+    load_model,
+    load_tokenizer,
+    read_model_config,
+    require_reachable,
+    stop_at,
+)
+from trainer.ranks import is_first
+
+log = logging.getLogger(__name__)
+
+
+def load_run(job: TrainJob, reporting: Reporting) -> Run:
+    """Read and encode the chats, load the model.
+
+    Raises:
+        TrainerError: a file, the base model or the configuration cannot be used.
+    """
+    chats, held_out = read_chats(job.train_file), read_chats(job.eval_file)  # before the slow imports
+    from transformers import set_seed
+
+    set_seed(job.config.seed)
+    hardware = choose_hardware(job.config)
+    for reason in hardware.reasons:
+        log.info("Chose %s", reason)
+
+    require_reachable(job.base_model, job.revision)
+    tokenizer = load_tokenizer(job.base_model, job.revision)
+    model_config = read_model_config(job.base_model, job.revision)
+    max_length = fitting_length(model_config, job.config.max_length)
+
+    train_chats, stop_token_ids = encode_chats(chats, tokenizer, max_length, job.train_file.name)
+    eval_chats, _ = encode_chats(held_out, tokenizer, max_length, job.eval_file.name)
+    if is_first():
+        claim_checkpoints(job.checkpoint_dir, job.fingerprint())
+
+    model = load_model(job.base_model, job.revision, hardware)
+    ensure_pad_token(tokenizer, model, stop_token_ids)
+    stop_at(model, tokenizer, stop_token_ids)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    log.info("Loaded base_model=%s num_parameters=%d", job.base_model, num_parameters)
+    return Run(
+        job=replace(job, config=replace(job.config, max_length=max_length)),
+        reporting=reporting,
+        hardware=hardware,
+        tokenizer=tokenizer,
+        model=model,
+        stored_dtype=_stored_dtype(model_config),
+        train_chats=train_chats,
+        eval_chats=eval_chats,
+        stop_token_ids=stop_token_ids,
+    )
+
+
+def _stored_dtype(model_config: Any) -> Any:
+    """The precision of the base model's own files, which the result keeps."""
+    import torch
+
+    dtype = getattr(model_config, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import json
 import re
 from collections.abc import Iterable
 from typing import Any
+
+from trainer.data.tool_calls import calls_in_content, calls_of, settle_ids, strings_in
+from trainer.data.values import RejectedRecordError, kind_of, text_of
 
 # Dialects in the wild -> the four canonical roles.
 _ROLES = {
@@ -23,9 +24,11 @@ _ROLES = {
     "bot": "assistant",
     "model": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "tool": "tool",
     "function": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
     "observation": "tool",
 }
 _MAY_FOLLOW = {
@@ -35,14 +38,15 @@ _MAY_FOLLOW = {
     "assistant": ("user", "tool"),
     "tool": ("tool", "assistant"),
 }
+# Roles whose turns hold nothing but calls, as JSON.
+_CALLING = ("function_call", "tool_call")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class RejectedRecordError(ValueError):
-    """A record that cannot be used; the message is the reason, for a person."""
+Message = dict[str, Any]
 
 
-def canonical_messages(turns: Any, column: str) -> list[dict[str, str]]:
+def canonical_messages(turns: Any, column: str) -> list[Message]:
     """Turn a list of turns into checked messages.
 
     Args:
@@ -55,13 +59,33 @@ def canonical_messages(turns: Any, column: str) -> list[dict[str, str]]:
         raise RejectedRecordError(f"{column!r} is {kind_of(turns)}, not a list of messages")
     if not turns:
         raise RejectedRecordError(f"{column!r} is empty")
-    messages = [_message(turn, f"message {number}") for number, turn in enumerate(turns, 1)]
+    messages: list[Message] = []
+    for number, turn in enumerate(turns, 1):
+        message = _message(turn, f"message {number}")
+        if not _joined(messages, message, turn):
+            messages.append(message)
     # Many data sets carry an empty system message for "none"; keeping it would teach the model a blank one.
     if messages[0]["role"] == "system" and not messages[0]["content"].strip():
         del messages[0]
     _require_text(messages)
     _require_order(messages)
+    if any(len(message) > 2 for message in messages):
+        settle_ids(messages)
+        _require_learned(messages)
     return messages
+
+
+def with_system(turns: Any, prompt: Any) -> tuple[Any, bool]:
+    """Put a system prompt before the turns, unless they begin with one of their own; and whether it was put there."""
+    if not isinstance(turns, list):
+        return turns, False
+    first = next(iter(turns), None)
+    if isinstance(first, dict) and _ROLES.get(str(first.get("role", first.get("from"))).lower()) == "system":
+        own = first.get("content", first.get("value"))
+        if own and not (isinstance(own, str) and not own.strip()):
+            return turns, bool(own == prompt)
+        turns = turns[1:]
+    return [{"role": "system", "content": prompt}, *turns], True
 
 
 def trim_to_exchange(turns: Any) -> tuple[Any, bool]:
@@ -88,104 +112,116 @@ def trim_to_exchange(turns: Any) -> tuple[Any, bool]:
     return trimmed, True
 
 
-def text_of(content: Any, where: str) -> str:
-    """The text of a content value: a string, or a list of text parts joined by line breaks."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise RejectedRecordError(f"{where} is {kind_of(content)}, not text")
-    texts = []
-    for number, part in enumerate(content, 1):
-        if not isinstance(part, dict):
-            raise RejectedRecordError(f"part {number} of {where} is {kind_of(part)}, not a text part")
-        kind = part.get("type", "text")
-        if kind not in ("text", "input_text", "output_text"):
-            raise RejectedRecordError(f"part {number} of {where} is of type {kind!r}; only text can be trained on")
-        if not isinstance(part.get("text"), str):
-            raise RejectedRecordError(f"the text of part {number} of {where} is {kind_of(part.get('text'))}, not text")
-        texts.append(part["text"])
-    return "\n".join(texts)
+def _message(turn: Any, where: str) -> Message:
+    role = _role(turn, where)
+    text_key = "content" if "content" in turn else "value" if "value" in turn else None
+    content = turn[text_key] if text_key else None
+    calls = []
+    if role == "assistant":
+        calls = calls_of(turn, where)
+        if not calls and text_key and _named(turn) in _CALLING and (calls := calls_in_content(content)):
+            content = ""
+    if text_key is None and not calls:
+        raise RejectedRecordError(f"{where} has no content; its keys are {', '.join(map(repr, turn))}")
+    text = "" if content is None and calls else text_of(content, f"the content of {where}")
+    message: Message = {"role": role, "content": text}
+    if calls:
+        message["tool_calls"] = calls
+    if role == "tool":
+        message |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str) and turn[key]}
+    if not _is_learned(turn, role, where):
+        message["train"] = False
+    return message
 
 
-def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return f"the number {str(value)[:20]}"
-    if isinstance(value, str):
-        return f"the text {value[:20]!r}"
-    return "a list" if isinstance(value, list) else "an object"
-
-
-def _message(turn: Any, where: str) -> dict[str, str]:
+def _role(turn: Any, where: str) -> str:
     if not isinstance(turn, dict):
         raise RejectedRecordError(f"{where} is {kind_of(turn)}, not an object with role and content")
-    role_key = "role" if "role" in turn else "from" if "from" in turn else None
-    if role_key is None:
+    if "role" not in turn and "from" not in turn:
         raise RejectedRecordError(f"{where} has no role; its keys are {', '.join(map(repr, turn)) or 'none'}")
-    named = turn[role_key]
+    named = turn.get("role", turn.get("from"))
     role = _ROLES.get(named.lower()) if isinstance(named, str) else None
     if role is None:
         shown = repr(named[:40]) if isinstance(named, str) else kind_of(named)
         near = difflib.get_close_matches(str(named).lower(), _ROLES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "known are system, user, assistant and tool"
         raise RejectedRecordError(f"{where} has the unknown role {shown}; {hint}")
-    text_key = "content" if "content" in turn else "value" if "value" in turn else None
-    calls = turn.get("tool_calls")
-    if role == "assistant" and calls:
-        return {"role": role, "content": _with_tool_calls(turn.get(text_key or ""), calls, where)}
-    if text_key is None:
-        raise RejectedRecordError(f"{where} has no content; its keys are {', '.join(map(repr, turn))}")
-    return {"role": role, "content": text_of(turn[text_key], f"the content of {where}")}
+    return role
 
 
-def _with_tool_calls(content: Any, calls: Any, where: str) -> str:
-    """Write tool calls into the text, one `<tool_call>` line each, as the Hermes and Qwen templates do."""
-    lines = [] if content is None or content == "" else [text_of(content, f"the content of {where}")]
-    for number, call in enumerate(calls if isinstance(calls, list) else [calls], 1):
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise RejectedRecordError(f"tool call {number} of {where} has no function name")
-        arguments = function.get("arguments", {})
-        if isinstance(arguments, str):
-            with contextlib.suppress(ValueError):  # what is no JSON is kept as the text it is
-                arguments = json.loads(arguments)
-        body = json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
-        lines.append(f"<tool_call>{body}</tool_call>")
-    return "\n".join(lines)
+def _named(turn: dict[str, Any]) -> str:
+    return str(turn.get("role", turn.get("from"))).lower()
 
 
-def _require_text(messages: list[dict[str, str]]) -> None:
+def _joined(messages: list[Message], message: Message, turn: dict[str, Any]) -> bool:
+    """Whether a turn of nothing but calls went into the assistant's message before it, which it belongs to."""
+    before = messages[-1] if messages else {}
+    if "tool_calls" not in message or message["content"] or _named(turn) not in _CALLING:
+        return False
+    if before.get("role") != "assistant" or before.get("train") != message.get("train"):
+        return False
+    before["tool_calls"] = before.get("tool_calls", []) + message["tool_calls"]
+    return True
+
+
+def _is_learned(turn: dict[str, Any], role: str, where: str) -> bool:
+    """What OpenAI's `weight` and the flag `train` of a turn say; without them an assistant's turn is learned."""
+    for key, values in (("weight", (0, 1)), ("train", (False, True))):
+        value = turn.get(key)
+        if value is None:
+            continue
+        if value not in values:
+            known = "0 or 1" if key == "weight" else "true or false"
+            raise RejectedRecordError(f"the {key!r} of {where} is {kind_of(value)}, not {known}")
+        if role == "assistant" and not value:
+            return False
+        if key == "train" and value and role != "assistant":
+            raise RejectedRecordError(f"{where} ({role}) is marked to be learned; only assistant messages are")
+    return True
+
+
+def _require_text(messages: list[Message]) -> None:
     for number, message in enumerate(messages, 1):
         content = message["content"]
         where = f"the content of message {number} ({message['role']})"
-        if not content.strip():
+        # A call says enough without words, and a function may return nothing.
+        if not content.strip() and "tool_calls" not in message and message["role"] != "tool":
             raise RejectedRecordError(f"{where} is empty")
-        if "\0" in content:
-            raise RejectedRecordError(f"{where} contains a NUL character")
-        if _SURROGATE.search(content):
-            raise RejectedRecordError(f"{where} contains half a surrogate pair, which is not text")
+        require_characters(content, where)
+        for text in strings_in(message["tool_calls"]) if "tool_calls" in message else ():
+            require_characters(text, f"a tool call of message {number}")
 
 
-def _require_order(messages: list[dict[str, str]]) -> None:
+def require_characters(text: str, where: str) -> None:
+    """Refuse what no tokenizer reads as the text it is."""
+    if "\0" in text:
+        raise RejectedRecordError(f"{where} contains a NUL character")
+    if _SURROGATE.search(text):
+        raise RejectedRecordError(f"{where} contains half a surrogate pair, which is not text")
+
+
+def _require_order(messages: list[Message]) -> None:
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         only = "only a system message" if set(roles) <= {"system"} else "no assistant message to learn from"
         raise RejectedRecordError(f"the conversation has {only}")
-    before = None
-    for number, role in enumerate(roles, 1):
-        allowed = _MAY_FOLLOW[before]
+    before, asked = None, False
+    for number, message in enumerate(messages, 1):
+        role = message["role"]
+        allowed = ("tool",) if asked else _MAY_FOLLOW[before]
         if role not in allowed:
-            after = f"after {before}" if before else "at the start"
+            after = "after a tool call" if asked else f"after {before}" if before else "at the start"
             raise RejectedRecordError(
                 f"message {number} has the role {role!r}; {after} comes {' or '.join(map(repr, allowed))}"
             )
-        before = role
+        before, asked = role, "tool_calls" in message
     if before != "assistant":
         raise RejectedRecordError(f"the last message has the role {before!r}; a conversation ends with 'assistant'")
+
+
+def _require_learned(messages: list[Message]) -> None:
+    if all("train" in message for message in messages if message["role"] == "assistant"):
+        raise RejectedRecordError("every assistant message is marked not to be learned")
 
 
 def _dicts(turns: Any) -> Iterable[dict[str, Any]]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from trainer.data.shapes import without_null_fields
 from trainer.errors import TrainerError
 
 _COMMIT = re.compile(r"/([0-9a-f]{40})/")
@@ -37,7 +38,7 @@ class HubSource:
 
     def records(self) -> Iterator[tuple[int, Any]]:
         """Yield (number of the record, record) in the dataset's order."""
-        yield from enumerate(self._dataset, 1)
+        yield from enumerate(map(without_null_fields, self._dataset), 1)
 
     def describe(self) -> dict[str, Any]:
         """What the manifest says about the source."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.data.conversation import RejectedRecordError
 from trainer.data.shapes import to_conversation
 from trainer.data.sources import FileSource, choose_shape
+from trainer.data.values import RejectedRecordError
 
 _MAX_SAMPLED = 2000
 # Beyond this size the number of records is estimated from those sampled.

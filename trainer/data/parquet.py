@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.data.conversation import RejectedRecordError
+from trainer.data.shapes import without_null_fields
+from trainer.data.values import RejectedRecordError
 from trainer.errors import TrainerError
 
 _BATCH_ROWS = 64
@@ -36,6 +37,6 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _row(batch: Any, index: int) -> Any:
     try:
-        return {name: batch.column(name)[index].as_py() for name in batch.schema.names}
+        return without_null_fields({name: batch.column(name)[index].as_py() for name in batch.schema.names})
     except UnicodeDecodeError as error:
         return RejectedRecordError(f"not valid UTF-8: {error.reason}")

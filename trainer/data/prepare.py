@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trainer.data import split
-from trainer.data.conversation import RejectedRecordError, kind_of
 from trainer.data.options import DataOptions
 from trainer.data.output import durable, require_replaceable, whole_or_absent, write_durably
 from trainer.data.shapes import Conversation, to_conversation
 from trainer.data.sources import Source, choose_shape, open_source
 from trainer.data.tokens import TokenStatistics
+from trainer.data.values import RejectedRecordError, kind_of
 from trainer.errors import TrainerError
 
 NUM_REJECTED_LISTED = 100
@@ -149,7 +149,7 @@ class _Writer:
     def _write(self, side: str, accepted: _Accepted) -> None:
         tally, messages = self.tally, accepted.conversation.messages
         self._files[side].write(accepted.line)
-        self._files["keys"].write(split.content_key(messages))
+        self._files["keys"].write(split.content_key(messages, accepted.conversation.tools))
         tally.sha256[side].update(accepted.line)
         tally.counts[side] += 1
         tally.counts["trimmed"] += accepted.conversation.trimmed
@@ -177,7 +177,7 @@ class _Writer:
 
 def _side_key(record: dict[str, Any], conversation: Conversation, group_by: str | None) -> bytes:
     if group_by is None:
-        return split.content_key(conversation.messages)
+        return split.content_key(conversation.messages, conversation.tools)
     value = record.get(group_by)
     if value is None or isinstance(value, dict | list) or value == "":
         raise RejectedRecordError(f"the group key {group_by!r} is {kind_of(value) if value != '' else 'empty'}")
@@ -188,10 +188,13 @@ def _encode(conversation: Conversation) -> bytes:
     carried = {
         key: value
         for key, value in conversation.metadata.items()
-        if key != "messages" and not isinstance(value, bytes) and value == value  # NaN is a missing number
+        if key not in ("messages", "tools")
+        and not isinstance(value, bytes)
+        and value == value  # NaN is a missing number
     }
+    tools = {"tools": conversation.tools} if conversation.tools else {}
     try:
-        return _line({"messages": conversation.messages, **carried})
+        return _line({"messages": conversation.messages, **tools, **carried})
     except UnicodeEncodeError:
         raise RejectedRecordError("a column contains half a surrogate pair, which is not text") from None
     except ValueError:

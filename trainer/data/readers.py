@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from trainer.data.conversation import RejectedRecordError
 from trainer.data.shapes import KNOWN_COLUMNS
+from trainer.data.values import RejectedRecordError
 from trainer.errors import TrainerError
 
 MAX_RECORD_BYTES = 8 * 1024 * 1024

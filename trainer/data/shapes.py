@@ -5,22 +5,20 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.data.conversation import (
-    RejectedRecordError,
-    canonical_messages,
-    kind_of,
-    text_of,
-    trim_to_exchange,
-)
+from trainer.data.conversation import Message, canonical_messages, require_characters, trim_to_exchange, with_system
+from trainer.data.tool_calls import canonical_tools, strings_in
+from trainer.data.values import RejectedRecordError, kind_of, text_of, without_nulls
 
 SHAPES = ("messages", "sharegpt", "alpaca", "prompt-completion")
 _SHAREGPT = ("conversations", "conversation")
 _ANSWERS = ("output", "response")
 _CONTEXTS = ("input", "context")
 _PROMPTS = ("prompt", "question", "query", "input", "user")
+_SYSTEMS = ("system", "system_prompt", "system_message")
+_TOOLS = ("tools", "functions")
 _COMPLETIONS = ("completion", "response", "answer", "output", "assistant")
 # For each shape the sets of columns of which it needs one each.
 SHAPE_COLUMNS = {
@@ -39,7 +37,8 @@ KNOWN_COLUMNS = tuple(
             *_CONTEXTS,
             *_PROMPTS,
             *_COMPLETIONS,
-            "system",
+            *_SYSTEMS,
+            *_TOOLS,
             "history",
         )
     )
@@ -48,10 +47,17 @@ KNOWN_COLUMNS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A canonical conversation: messages, the columns carried along, whether turns were dropped."""
+    """A canonical conversation.
 
-    messages: list[dict[str, str]]
+    Args:
+        tools: the definitions of the functions it may call.
+        metadata: the columns carried along.
+        trimmed: whether turns were dropped.
+    """
+
+    messages: list[Message]
     metadata: dict[str, Any]
+    tools: list[dict[str, Any]] = field(default_factory=list)
     trimmed: bool = False
 
 
@@ -88,17 +94,59 @@ def to_conversation(record: Any, shape: str) -> Conversation:
     return _READERS[shape](record)
 
 
+def _conversation(
+    record: dict[str, Any], turns: Any, column: str, used: Iterable[str], trimmed: bool = False
+) -> Conversation:
+    """Check the turns of a record, with the system prompt and the tools that other columns of it hold."""
+    used = set(used)
+    name = next((name for name in _SYSTEMS if _is_prompt(record.get(name))), None)
+    if name is not None:
+        turns, is_used = with_system(turns, text_of(record[name], repr(name)))
+        used |= {name} if is_used else set()
+    messages = canonical_messages(turns, column)
+    tools: list[dict[str, Any]] = []
+    for name in _TOOLS:
+        if name in record and (name == "tools" or _defines_functions(record[name])):
+            used.add(name)
+            tools = tools or _tools(record[name], name)
+    return Conversation(messages, _without(record, used), tools, trimmed)
+
+
+def without_null_fields(record: dict[str, Any]) -> dict[str, Any]:
+    """A row without the nulls that Arrow puts into every turn and tool for a field that another row's has."""
+    nested = {name: without_nulls(record[name]) for name in KNOWN_COLUMNS if isinstance(record.get(name), list)}
+    return {**record, **nested} if nested else record
+
+
+def _is_prompt(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) and "text" in part for part in value)
+
+
+def _defines_functions(value: Any) -> bool:
+    """Whether a column `functions` is what OpenAI called `tools` before, and not something of its owner's."""
+    return isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value)
+
+
+def _tools(value: Any, name: str) -> list[dict[str, Any]]:
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+        return []
+    tools = canonical_tools(value, name)
+    for text in strings_in(tools):
+        require_characters(text, repr(name))
+    return tools
+
+
 def _from_messages(record: dict[str, Any]) -> Conversation:
-    turns = _column(record, ("messages",), "messages")
-    return Conversation(canonical_messages(_parsed(turns), "messages"), _without(record, "messages"))
+    turns = _parsed(_column(record, ("messages",), "messages"))
+    return _conversation(record, turns, "messages", ("messages",))
 
 
 def _from_sharegpt(record: dict[str, Any]) -> Conversation:
     column = next((name for name in _SHAREGPT if name in record), "conversations")
     turns, trimmed = trim_to_exchange(_parsed(_column(record, (column,), "sharegpt")))
-    if isinstance(turns, list) and _optional(record, ("system",)):
-        turns = [{"role": "system", "content": record["system"]}, *turns]
-    return Conversation(canonical_messages(turns, column), _without(record, column, "system"), trimmed)
+    return _conversation(record, turns, column, (column, *_blank_system(record)), trimmed)
 
 
 def _from_alpaca(record: dict[str, Any]) -> Conversation:
@@ -107,10 +155,8 @@ def _from_alpaca(record: dict[str, Any]) -> Conversation:
     context = _optional(record, _CONTEXTS)
     question = f"{instruction}\n{text_of(context, repr(_present(record, _CONTEXTS)))}" if context else instruction
     turns = [*_history(record), _turn("user", question), _turn("assistant", answer)]
-    if _optional(record, ("system",)):
-        turns.insert(0, _turn("system", record["system"]))
-    used = ("instruction", *_ANSWERS, *_CONTEXTS, "system", "history")
-    return Conversation(canonical_messages(turns, "instruction"), _without(record, *used))
+    used = ("instruction", *_ANSWERS, *_CONTEXTS, "history", *_blank_system(record))
+    return _conversation(record, turns, "instruction", used)
 
 
 def _from_pair(record: dict[str, Any]) -> Conversation:
@@ -126,11 +172,7 @@ def _from_pair(record: dict[str, Any]) -> Conversation:
             raise RejectedRecordError(f"{name!r} is {kind_of(value)}, not text")
     turns = prompt if isinstance(prompt, list) else [_turn("user", prompt)]
     turns = turns + (completion if isinstance(completion, list) else [_turn("assistant", completion)])
-    if _optional(record, ("system",)):
-        turns = [_turn("system", record["system"]), *turns]
-    return Conversation(
-        canonical_messages(turns, prompt_name), _without(record, prompt_name, completion_name, "system")
-    )
+    return _conversation(record, turns, prompt_name, (prompt_name, completion_name, *_blank_system(record)))
 
 
 _READERS = {
@@ -192,5 +234,9 @@ def _turn(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-def _without(record: dict[str, Any], *used: str) -> dict[str, Any]:
+def _blank_system(record: dict[str, Any]) -> tuple[str, ...]:
+    return () if _is_prompt(record.get("system")) else ("system",)
+
+
+def _without(record: dict[str, Any], used: Iterable[str]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in used and value is not None}

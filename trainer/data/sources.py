@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.data.conversation import RejectedRecordError
 from trainer.data.options import DataOptions
 from trainer.data.readers import READERS, RawRecord, read_lines
 from trainer.data.shapes import KNOWN_COLUMNS, SHAPE_COLUMNS, explain_columns, shape_of
+from trainer.data.values import RejectedRecordError
 from trainer.errors import TrainerError
 
 EXTENSIONS = {

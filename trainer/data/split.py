@@ -16,10 +16,18 @@ _PASS_ROWS = 500_000
 KEY_BYTES = 16
 
 
-def content_key(messages: list[dict[str, str]]) -> bytes:
-    """16 bytes that name a conversation's roles and contents."""
-    content = json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
+def content_key(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> bytes:
+    """16 bytes that name what the model sees of a conversation; the ids of calls and what is learned do not count."""
+    turns = [[m["role"], m["content"]] if len(m) == 2 else _extended(m) for m in messages]
+    content = json.dumps([*turns, {"tools": tools}] if tools else turns, ensure_ascii=False)
     return hashlib.blake2b(content.encode("utf-8"), digest_size=KEY_BYTES).digest()
+
+
+def _extended(message: dict[str, Any]) -> list[Any]:
+    more = {"name": message["name"]} if "name" in message else {}
+    if "tool_calls" in message:
+        more["tool_calls"] = [call["function"] for call in message["tool_calls"]]
+    return [message["role"], message["content"], *([more] if more else [])]
 
 
 def group_key(value: Any) -> bytes:

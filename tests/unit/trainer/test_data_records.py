@@ -27,6 +27,10 @@ def _with(message: object) -> bytes:
     return _line([QUESTION, message])
 
 
+def _call(name: str, arguments: object, **more: object) -> dict[str, object]:
+    return {**more, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
 BAD_LINES = {
     "malformed": (b'{"messages": [\n', "not valid JSON"),
     "not an object": (b"[1, 2]\n", "a list, not an object"),
@@ -134,7 +138,7 @@ GOOD_LINES = {
         ),
         [
             QUESTION,
-            {"role": "assistant", "content": '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'},
+            {"role": "assistant", "content": "", "tool_calls": [_call("add", {"a": 1})]},
             TOOL,
             ANSWER,
         ],

@@ -9,6 +9,7 @@ from typing import Any
 from trainer.chats import read_chats
 from trainer.checkpoints import claim_checkpoints
 from trainer.encoding import encode_chats
+from trainer.evaluate import evenly_chosen
 from trainer.hardware import choose_hardware
 from trainer.job import Reporting, Run, TrainJob
 from trainer.model import (
@@ -32,6 +33,7 @@ def load_run(job: TrainJob, reporting: Reporting) -> Run:
         TrainerError: a file, the base model or the configuration cannot be used.
     """
     chats, held_out = read_chats(job.train_file), read_chats(job.eval_file)  # before the slow imports
+    held_out = evenly_chosen(held_out, job.config.max_eval_examples)
     from transformers import set_seed
 
     set_seed(job.config.seed)

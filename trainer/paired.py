@@ -121,11 +121,11 @@ def student_t(degrees: float, probability: float = 0.975) -> float:
 def _half_width(left_out: Sequence[float], weights: Sequence[float]) -> float:
     """Of the 95 % interval, by the estimates that leave out one conversation each."""
     num = len(left_out)
-    if not all(map(math.isfinite, left_out)):
-        return math.nan
     effective = sum(weights) ** 2 / sum(weight**2 for weight in weights)
     if effective < 2:
         return math.inf
+    if not all(map(math.isfinite, left_out)):
+        return math.nan
     mean = sum(left_out) / num
     error = math.sqrt((num - 1) / num * sum((each - mean) ** 2 for each in left_out))
     return student_t(effective - 1) * error

@@ -18,6 +18,7 @@ from trainer.job import Reporting, Run, TrainJob
 from trainer.loading import load_run
 from trainer.model import stop_at
 from trainer.package import installed_versions, package_model
+from trainer.paired import METRICS, compare
 from trainer.ranks import is_first, joined, of_first, world_size
 from trainer.tracking import Tracker
 
@@ -58,7 +59,7 @@ def _score_base(run: Run) -> Evaluation:
     except (OSError, ValueError, KeyError):
         pass
     run.reporting.events.stage("evaluating base")
-    evaluation = evaluate_model(run.model, run.tokenizer, run.eval_chats, run.config)
+    evaluation = evaluate_model(run.model, run.tokenizer, run.eval_chats, run.config, run.hardware.bf16)
     write_in_place(stored, json.dumps(evaluation.to_dict(), ensure_ascii=False))
     log.info("Evaluated base loss=%.4f", evaluation.metrics["loss"])
     return evaluation
@@ -157,7 +158,7 @@ def _finish(run: Run, base: Evaluation, summary: dict[str, Any]) -> dict[str, An
     """Score and package what was trained."""
     job, events, tracker = run.job, run.reporting.events, run.reporting.tracker
     events.stage("evaluating")
-    candidate = evaluate_model(run.model, run.tokenizer, run.eval_chats, run.config)
+    candidate = evaluate_model(run.model, run.tokenizer, run.eval_chats, run.config, run.hardware.bf16)
     samples = _samples(run, base, candidate)
     events.stage("packaging")
     digest = package_model(run.model, run.tokenizer, job.model_output_dir)
@@ -178,6 +179,7 @@ def _finish(run: Run, base: Evaluation, summary: dict[str, Any]) -> dict[str, An
         "mlflow_run_id": tracker.run_id,
         "metrics": {"base": base.metrics, "candidate": candidate.metrics},
         "per_example": {"base": base.per_example, "candidate": candidate.per_example},
+        "paired": {name: compare(name, candidate.per_example, base.per_example).to_dict() for name in METRICS},
         "samples": samples,
         "loss_curve": summary.pop("loss_curve"),
         "train": summary,

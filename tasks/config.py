@@ -187,12 +187,16 @@ class ComputeConfig(Section):
 class GateConfig(Section):
     """What a candidate must show before it is registered."""
 
-    metric: Literal["loss"] = "loss"
+    metric: Literal["loss", "chrf", "exact_match"] = Field(
+        "loss",
+        description="loss: nats a token; chrf: 0 to 100, and exact_match: 0 to 1, of num_eval_generations answers.",
+    )
     min_improvement: float = Field(
-        0.01, description="Nats a token that the candidate must be better than its base by; negative: may be worse by."
+        0.01,
+        description="How much better than its base, in the metric, the candidate must be; negative: may be worse.",
     )
     champion_tolerance: float = Field(
-        0.05, ge=0, description="Nats a token that the candidate may be worse than the version now serving."
+        0.05, ge=0, description="How much worse than the version now serving, in the metric, the candidate may be."
     )
     min_examples: int = Field(10, ge=2, description="Test examples needed to decide anything.")
 
@@ -320,6 +324,16 @@ class PipelineConfig(Section):
     approval: ApprovalConfig = ApprovalConfig()
     cost: CostConfig = CostConfig()
     retention: RetentionConfig = RetentionConfig()
+
+    @model_validator(mode="after")
+    def _the_gate_has_enough_to_decide_on(self) -> PipelineConfig:
+        answers = self.train.num_eval_generations
+        if self.gate.metric != "loss" and answers < self.gate.min_examples:
+            raise ValueError(
+                f"gate.metric is {self.gate.metric}, but train.num_eval_generations is {answers} and "
+                f"gate.min_examples {self.gate.min_examples}; raise train.num_eval_generations"
+            )
+        return self
 
     @property
     def endpoint_name(self) -> str:

@@ -1,14 +1,12 @@
 """Stage: the gate. Is the candidate better than its base, and not worse than the version now serving?
 
-Decided on paired differences, example by example, with a 95 % confidence interval of their mean (normal
-approximation with the sample's standard error), so that noise decides nothing.
+Decided on the paired difference of the metric that the report shows, with a 95 % confidence interval, so that noise
+decides nothing; `trainer.paired` has the method.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import statistics
 from dataclasses import replace
 from typing import Any
 
@@ -16,25 +14,18 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from tasks.config import GateConfig, PlatformConfig
-from tasks.job_spec import trainer_digest
+from tasks.evaluation_job import evaluation_spec
 from tasks.job_wait import finish_job
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import NotFoundError
-from tasks.platforms.refs import (
-    BaseModelRef,
-    EndpointRef,
-    GateReport,
-    JobKind,
-    JobSpec,
-    ModelVersion,
-    Origin,
-    TrainingResult,
-)
+from tasks.platforms.refs import EndpointRef, GateReport, JobSpec, ModelVersion, Origin, TrainingResult
 from tasks.step import log, step
+from tasks.training import scores_of
+from trainer.paired import Paired, compare
 
-_EVALUATION_KEYS = ("max_length", "per_device_eval_batch_size", "num_eval_generations", "max_new_tokens_eval")
-_EVALUATION_CODE = ("evaluate.py", "chat_template.py", "chats.py", "encoding.py", "model.py")
-_Z95 = 1.96
+Rows = list[dict[str, Any]]
+_NAMES = {"loss": "loss", "exact_match": "exact match", "chrf": "chrF"}
+_DIGITS = {"loss": 4, "exact_match": 3, "chrf": 2}
 
 
 @step(cache_policy=NO_CACHE)
@@ -62,108 +53,94 @@ def compare_with_champion(
 ) -> GateReport:
     """Evaluate the champion on this run's test set and decide."""
     platform = connect(place)
-    details = platform.read_job_result(result.job)
-    base = [example["loss"] for example in details["per_example"]["base"]]
-    candidate = [example["loss"] for example in details["per_example"]["candidate"]]
+    rows = platform.read_job_result(result.job)["per_example"]
     if champion is None or champion.digest == result.model_digest:
-        return decide(gate, result, base, candidate, None, champion)
+        return decide(gate, result, rows, None, champion)
     log().info("Evaluating version=%s on this test set", champion.version)
-    job = finish_job(platform, _evaluation_spec(trained, champion), str(flow_run.id))
-    scores = platform.read_job_result(job)["per_example"]
-    return decide(gate, result, base, candidate, [example["loss"] for example in scores], champion)
-
-
-def _evaluation_spec(trained: JobSpec, champion: ModelVersion) -> JobSpec:
-    """What was trained says on which test set, and where; only what changes a score is in the name."""
-    settings = {key: value for key, value in json.loads(trained.settings).items() if key in _EVALUATION_KEYS}
-    code = {path: digest for path, digest in trainer_digest().items() if path in _EVALUATION_CODE}
-    model = BaseModelRef(
-        base=f"{champion.name}:{champion.version}",
-        revision="",
-        digest=champion.digest,
-        location=champion.location,
-        origin=champion.origin,
-    )
-    return replace(
-        trained,
-        kind=JobKind.EVALUATION,
-        code_digest=json.dumps(code, sort_keys=True),
-        settings=json.dumps(settings, sort_keys=True),
-        model=model,
-        num_nodes=1,
-        processes_per_node=1,
-    )
+    job = finish_job(platform, evaluation_spec(trained, champion), str(flow_run.id))
+    scored = platform.read_job_result(job)
+    report = decide(gate, result, rows, scored["per_example"], champion)
+    return replace(report, champion_scores=scores_of(scored["metrics"]))
 
 
 def decide(
     gate: GateConfig,
     result: TrainingResult,
-    base: list[float],
-    candidate: list[float],
-    champion: list[float] | None,
+    rows: dict[str, Rows],
+    champion: Rows | None,
     serving: ModelVersion | None,
 ) -> GateReport:
-    """Compare per-example losses; lower is better, every list is in the test set's order."""
-    low, _ = interval([b - c for b, c in zip(base, candidate, strict=True)])
-    worse_low, worse_high = (
-        interval([c - h for c, h in zip(candidate, champion, strict=True)]) if champion else (None, None)
-    )
-    problems = []
-    if len(candidate) < gate.min_examples:
-        problems.append(f"the test set has {len(candidate)} examples, gate.min_examples asks for {gate.min_examples}")
-    if not all(map(math.isfinite, candidate)):
-        problems.append("the candidate's loss is not a number")
-    elif not low > gate.min_improvement:
-        problems.append(
-            f"loss {result.candidate.loss:.4f} is not better than the base's {result.base.loss:.4f} by more than "
-            f"{gate.min_improvement:g} (improvement at least {low:.4f}, 95 % interval)"
-        )
-    # Refused when it is surely worse than the tolerance allows: noise alone must not block every night.
-    if worse_low is not None and math.isnan(worse_low):
-        problems.append(f"the losses of version {serving.version if serving else '?'} cannot be compared: not numbers")
-    elif worse_low is not None and worse_low > gate.champion_tolerance:
-        problems.append(
-            f"worse than version {serving.version if serving else '?'} now serving by at least {worse_low:.4f}, "
-            f"gate.champion_tolerance is {gate.champion_tolerance:g}"
-        )
-    passed = not problems
+    """Compare scores of the same conversations in the same order.
+
+    Args:
+        rows: `per_example` of the result, of base and candidate.
+        champion: the serving version's; None when nothing serves, or the candidate does.
+    """
+    gain = compare(gate.metric, rows["candidate"], rows["base"])
+    lead = compare(gate.metric, rows["candidate"], champion) if champion is not None else None
+    version = serving.version if serving else "?"
+    problems = _problems(gate, gain, lead, version)
     same = serving is not None and champion is None
-    reason = "; ".join(problems) or _praise(result, champion, serving, same)
+    reason = "; ".join(problems) or _praise(gate.metric, gain, lead, version, same)
     return GateReport(
         metric=gate.metric,
-        passed=passed,
+        passed=not problems,
         reason=reason,
-        base=result.base.loss,
-        candidate=result.candidate.loss,
-        champion=statistics.fmean(champion) if champion else (result.candidate.loss if same else None),
+        base=gain.other,
+        candidate=gain.value,
+        champion=lead.other if lead else (gain.value if same else None),
         champion_version=serving.version if serving else "",
-        improvement_low=low,
-        champion_worse_high=worse_high,
-        num_examples=len(candidate),
+        improvement_low=gain.low,
+        improvement_high=gain.high,
+        champion_worse_low=-lead.high if lead else None,
+        champion_worse_high=-lead.low if lead else None,
+        num_examples=gain.num_examples,
         model_digest=result.model_digest,
+        champion_scores=result.candidate if same else None,
         origin=Origin(reused=same, reason="the candidate is the version now serving" if same else reason),
     )
 
 
-def _praise(result: TrainingResult, champion: list[float] | None, serving: ModelVersion | None, same: bool) -> str:
-    beats = "beats" if result.candidate.loss < result.base.loss else "is as near as asked to"
-    better = f"loss {result.candidate.loss:.4f} {beats} the base's {result.base.loss:.4f}"
+def _problems(gate: GateConfig, gain: Paired, lead: Paired | None, version: str) -> list[str]:
+    """Everything that speaks against the candidate."""
+    problems, name = [], _NAMES[gate.metric]
+    if gain.num_examples < gate.min_examples:
+        scored = "examples" if gate.metric == "loss" else "answered examples"
+        problems.append(
+            f"the test set has {gain.num_examples} {scored}, gate.min_examples asks for {gate.min_examples}"
+        )
+    if not math.isfinite(gain.value):
+        problems.append(f"the candidate's {name} is not a number")
+    elif not gain.low > gate.min_improvement:
+        problems.append(
+            f"{name} {_shown(gate.metric, gain.value)} is not better than the base's "
+            f"{_shown(gate.metric, gain.other)} by more than {gate.min_improvement:g} "
+            f"(improvement at least {_shown(gate.metric, gain.low)}, 95 % interval)"
+        )
+    # Refused when it is surely worse than the tolerance allows: noise alone must not block every night.
+    if lead and math.isnan(lead.high):
+        problems.append(f"the scores of version {version} cannot be compared: not numbers")
+    elif lead and -lead.high > gate.champion_tolerance:
+        problems.append(
+            f"worse than version {version} now serving by at least {_shown(gate.metric, -lead.high)}, "
+            f"gate.champion_tolerance is {gate.champion_tolerance:g}"
+        )
+    return problems
+
+
+def _praise(metric: str, gain: Paired, lead: Paired | None, version: str, same: bool) -> str:
+    beats = "beats" if gain.improvement > 0 else "is as near as asked to"
+    value, base = _shown(metric, gain.value), _shown(metric, gain.other)
+    better = f"{_NAMES[metric]} {value} {beats} the base's {base}"
     if same:
         return f"{better}; it is the version now serving"
-    if champion is None or serving is None:
+    if lead is None:
         return f"{better}; nothing serves yet"
-    return f"{better} and is not worse than version {serving.version}'s {statistics.fmean(champion):.4f}"
+    return f"{better} and is not worse than version {version}'s {_shown(metric, lead.other)}"
 
 
-def interval(differences: list[float]) -> tuple[float, float]:
-    """The ends of the 95 % confidence interval of the mean; not numbers when a difference is none."""
-    if not all(map(math.isfinite, differences)):
-        return math.nan, math.nan
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
-        return -math.inf, math.inf
-    half = _Z95 * statistics.stdev(differences) / math.sqrt(len(differences))
-    return mean - half, mean + half
+def _shown(metric: str, value: float) -> str:
+    return f"{value:.{_DIGITS[metric]}f}"
 
 
 def summary(report: GateReport) -> dict[str, Any]:
@@ -176,5 +153,12 @@ def summary(report: GateReport) -> dict[str, Any]:
         "champion_version": report.champion_version,
         "passed": report.passed,
         "reason": report.reason,
+        "improvement_low": _finite(report.improvement_low),
+        "improvement_high": _finite(report.improvement_high),
         "num_examples": report.num_examples,
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """A number that JSON has; what is not sure at all has none."""
+    return value if value is not None and math.isfinite(value) else None

@@ -98,4 +98,8 @@ def scores_of(metrics: dict[str, Any]) -> Scores:
         token_accuracy=metrics["token_accuracy"],
         exact_match=metrics.get("exact_match") or 0.0,
         num_examples=metrics["num_examples"],
+        chrf=metrics.get("chrf"),
+        stop_rate=metrics.get("stop_rate"),
+        mean_answer_tokens=metrics.get("mean_answer_tokens"),
+        repetition=metrics.get("repetition"),
     )

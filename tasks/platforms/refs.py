@@ -185,13 +185,20 @@ class JobStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """How one model did on one test set; loss is the mean negative log-likelihood a supervised token."""
+    """How one model did on one test set; loss is the mean negative log-likelihood a supervised token.
+
+    chrF is 0 to 100, the rates are shares; what was not measured is None.
+    """
 
     loss: float
     perplexity: float
     token_accuracy: float
     exact_match: float
     num_examples: int
+    chrf: float | None = None
+    stop_rate: float | None = None
+    mean_answer_tokens: float | None = None
+    repetition: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,8 +219,8 @@ class TrainingResult:
 class GateReport:
     """The gate's decision on a candidate, with what it was compared to.
 
-    `improvement_low` and `champion_worse_high` are the ends of a 95 % confidence interval of paired
-    differences that the decision was taken on.
+    `improvement_*` and `champion_worse_*` are the ends of 95 % confidence intervals of paired differences; the decision
+    was taken on `improvement_low` and `champion_worse_low`.
     """
 
     metric: str
@@ -227,6 +234,9 @@ class GateReport:
     champion_worse_high: float | None
     num_examples: int
     model_digest: str
+    improvement_high: float | None = None
+    champion_worse_low: float | None = None
+    champion_scores: Scores | None = None
     origin: Origin = field(compare=False)
 
 

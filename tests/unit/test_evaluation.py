@@ -8,10 +8,16 @@ import pytest
 from fakes import model_version, training_result
 
 from tasks.config import GateConfig
-from tasks.evaluation import decide, interval, summary
+from tasks.evaluation import decide, summary
+from tasks.evaluation_job import evaluation_code
 from tasks.platforms.refs import GateReport
 
 CHAMPION = model_version("4")
+
+
+def rows(losses: list[float]) -> list[dict]:
+    """per_example with answers of one length."""
+    return [{"loss": loss, "num_tokens": 10} for loss in losses]
 
 
 def gate(
@@ -25,24 +31,13 @@ def gate(
     """Decide on these losses, as the flow does: a champion that is the candidate has no losses of its own."""
     result = training_result(sum(base) / len(base), sum(candidate) / len(candidate))
     serving = CHAMPION if champion is not None or same else None
-    return decide(GateConfig(**settings), result, base, candidate, champion, serving)
+    told = {"base": rows(base), "candidate": rows(candidate)}
+    return decide(GateConfig(**settings), result, told, None if champion is None else rows(champion), serving)
 
 
 def around(mean: float, num: int = 20, spread: float = 0.02) -> list[float]:
     """Losses that alternate about a mean."""
     return [mean + spread * (-1) ** number for number in range(num)]
-
-
-def test_interval_by_hand() -> None:
-    """1, 2, 3, 4: mean 2.5, standard deviation 1.29099, half width 1.96 * 1.29099 / 2 = 1.26517."""
-    low, high = interval([1.0, 2.0, 3.0, 4.0])
-    assert low == pytest.approx(1.23483, abs=1e-5)
-    assert high == pytest.approx(3.76517, abs=1e-5)
-
-
-def test_interval_of_one_value_says_nothing() -> None:
-    """One difference has no spread to judge by."""
-    assert interval([5.0]) == (-math.inf, math.inf)
 
 
 def test_better_than_base_passes() -> None:
@@ -152,3 +147,34 @@ def test_lists_of_unequal_length_are_a_bug() -> None:
     """Losses of different test sets are never compared."""
     with pytest.raises(ValueError):
         gate(around(3.0, 20), around(1.0, 19))
+
+
+def test_the_loss_that_is_shown_is_the_one_that_decides() -> None:
+    """Worse on short answers and better on long ones: the loss a token is lower, and so is the improvement's sign."""
+    base = [{"loss": 1.0, "num_tokens": 5} for _ in range(30)] + [{"loss": 2.0, "num_tokens": 500} for _ in range(20)]
+    better = [{"loss": 1.3, "num_tokens": 5} for _ in range(30)] + [{"loss": 1.9, "num_tokens": 500} for _ in range(20)]
+    report = decide(GateConfig(), training_result(), {"base": base, "candidate": better}, None, None)
+    assert sum(row["loss"] for row in better) > sum(row["loss"] for row in base)
+    assert report.passed and report.candidate < report.base
+    assert report.improvement_low < report.base - report.candidate < report.improvement_high
+
+
+@pytest.mark.parametrize(("metric", "good", "bad"), [("exact_match", 1, 0), ("chrf", [9, 10, 8], [9, 10, 2])])
+def test_the_gate_may_decide_on_answers(metric: str, good: object, bad: object) -> None:
+    """With exact_match or chrf more is better, on the answered examples alone."""
+    told = {who: [{metric: each}] * 12 + [{}] * 50 for who, each in (("base", bad), ("candidate", good))}
+    config = GateConfig(metric=metric)
+    passed = decide(config, training_result(), told, None, None)
+    assert passed.passed and passed.candidate > passed.base and passed.num_examples == 12
+    told = {"base": told["candidate"], "candidate": told["base"]}
+    assert not decide(config, training_result(), told, told["base"], CHAMPION).passed
+    few = {who: each[10:] for who, each in told.items()}
+    assert "has 2 answered examples" in decide(config, training_result(), few, None, None).reason
+
+
+def test_a_champions_evaluation_is_named_by_the_code_that_scores() -> None:
+    """The files that render, batch, attend, answer and count are in the job's name; what trains or reports is not."""
+    code = evaluation_code()
+    assert {"evaluate.py", "losses.py", "generation.py", "text_metrics.py", "chat_template.py", "chats.py"} <= code
+    assert {"batches.py", "attention.py", "model.py", "encoding.py"} <= code
+    assert not code & {"train.py", "loop.py", "callbacks.py", "tracking.py", "config.py", "errors.py"}

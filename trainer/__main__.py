@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         result = run_job(job, events, tracker, interruption)
         if is_first():
             events.finish(result)
+    interruption.settle()
     if outcome.error:
         tracker.finish({}, "KILLED" if outcome.error.kind == "preempted" else "FAILED")
         if events:

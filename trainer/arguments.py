@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _SHARED = (
     "num_train_epochs", "max_steps", "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed",
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "logging_steps", "save_steps", "save_total_limit",
+    "logging_steps", "save_steps",
     "eval_strategy", "eval_steps",
 )  # fmt: skip
 

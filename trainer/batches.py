@@ -49,4 +49,5 @@ def flatten(rows: Sequence[Row]) -> dict[str, Any]:
         "cu_seq_lens_k": ends.to(torch.int32),
         "max_length_q": longest,
         "max_length_k": longest,
+        "lines": tuple(line for row in rows for line in row.lines),
     }

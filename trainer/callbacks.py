@@ -1,20 +1,14 @@
-"""What happens between the steps of a training: progress, loss curve, divergence, interruption.
-
-Of several processes each takes part, and what ends the training ends it in all of them at the same step.
-"""
+"""What is told between the steps of a training: progress and loss curve; guard.py ends it."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from trainer.checkpoints import mark_complete
-from trainer.errors import TrainerError
 from trainer.events import EventLog
 from trainer.interruption import Interruption
 from trainer.ranks import summed
@@ -45,22 +39,14 @@ class ProgressCallback(TrainerCallback):
         self.loss_curve = [[entry["step"], entry["loss"]] for entry in state.log_history if "loss" in entry]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Report now and then; stop with a checkpoint when interrupted, without one when the training diverged."""
+        """Report now and then."""
         now = time.monotonic()
-        diverged = not math.isfinite(self.loss) and state.global_step > self._first_step
         tokens, self.step_tokens = self.step_tokens, 0
-        mine = [float(value) for value in (tokens, bool(self.interruption.requested), diverged)]
-        all_tokens, interrupted, any_diverged = summed(mine, str(args.device))
-        self.num_tokens += int(all_tokens)
-        if any_diverged:
-            raise diverged_error(self.loss, state.global_step, args.learning_rate)
+        self.num_tokens += int(summed([float(tokens)], str(args.device))[0])
         last = state.global_step >= state.max_steps
         if now - self._told >= _SECONDS_BETWEEN_EVENTS or last:
             self._told = now
             self._tell(args, state, now - self._begun)
-        if interrupted:
-            self.interruption.requested = self.interruption.requested or "a signal to another process"
-            control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Keep the loss curve."""
@@ -75,9 +61,7 @@ class ProgressCallback(TrainerCallback):
             self.tracker.point("eval_loss", float(logs["eval_loss"]), step)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark a checkpoint as whole and say so."""
-        if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+        """Say that a checkpoint is whole."""
         self.events.emit("checkpoint", step=state.global_step, path=f"checkpoint-{state.global_step}")
 
     def _tell(self, args: Any, state: Any, seconds: float) -> None:
@@ -101,12 +85,3 @@ class ProgressCallback(TrainerCallback):
                 "Trained step=%d/%d loss=%.4f tokens_per_second=%.0f seconds_left=%.0f",
                 state.global_step, state.max_steps, self.loss, rate, left,
             )  # fmt: skip
-
-
-def diverged_error(loss: float, step: int, learning_rate: float) -> TrainerError:
-    """What a training ends with whose loss is not a number."""
-    return TrainerError(
-        f"The training diverged: the loss is {loss} at step {step} (learning_rate {learning_rate:g}).",
-        "Lower train.learning_rate, or raise train.warmup_ratio.",
-        "diverged",
-    )

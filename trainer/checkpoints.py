@@ -74,22 +74,31 @@ def discard_checkpoint(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def prune(folder: Path, most: int, needed: Collection[str]) -> None:
-    """Remove the oldest finished checkpoints until `most` are left, but for those needed, by name."""
-    finished = [path for _, path in _numbered(folder) if (path / _MARKER).is_file()]
-    for path in finished[: max(0, len(finished) - most)]:
-        if path.name not in needed:
+def prune(folder: Path, newest: int, most: int, needed: Collection[str]) -> None:
+    """Keep the last `most` finished checkpoints up to the newest step, and those needed, by name.
+
+    What was not finished goes, and what is of a later step: it could not be resumed from.
+    """
+    numbered = _numbered(folder)
+    finished = [path for step, path in numbered if step <= newest and (path / _MARKER).is_file()]
+    for _, path in numbered:
+        if path not in finished[-most:] and path.name not in needed:
             discard_checkpoint(path)
 
 
 def last_complete_checkpoint(folder: Path) -> tuple[Path, int] | None:
     """Find the newest checkpoint that can be resumed from, with its step; older ones stand in for broken ones.
 
-    What cannot be resumed from is named and removed: what is left of it must not pass for a later one's.
+    What is broken is named and removed: what is left of it must not pass for a later one's.
     """
     for step, path in reversed(_numbered(folder)):
         begun = time.monotonic()
-        problem = checkpoint_problem(path, step)
+        try:
+            problem = checkpoint_problem(path, step)
+        except OSError as error:  # a disk that fails to read now may read later
+            name = Path(error.filename or path).name
+            log.warning("Skipped checkpoint=%s reason=%s cannot be read: %s", path.name, name, error.strerror)
+            continue
         seconds = time.monotonic() - begun
         if problem is None:
             if seconds > _SECONDS_WORTH_A_LINE:
@@ -101,27 +110,28 @@ def last_complete_checkpoint(folder: Path) -> tuple[Path, int] | None:
 
 
 def checkpoint_problem(path: Path, step: int) -> str | None:
-    """Say why a checkpoint cannot be resumed from, naming the file, or None."""
+    """Say why a checkpoint cannot be resumed from, naming the file, or None.
+
+    Raises:
+        OSError: a file is there and cannot be read.
+    """
     if not (path / _MARKER).is_file():
         return "it was not finished"
     try:
         marker = json.loads((path / _MARKER).read_text(encoding="utf-8"))
         found, files = marker["step"], dict(marker["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         return f"{_MARKER} is unreadable: {type(error).__name__}: {error}"
     if found != step:
         return f"{_MARKER} is of step {found}"
     for name, written in files.items():
         try:
             size = (path / name).stat().st_size
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
+        except FileNotFoundError:
+            return f"{name} is missing"
         if size != written["size"]:
             return f"{name} has {size:,} of {written['size']:,} bytes"
-    try:
-        digests = _digests(path, list(files))
-    except OSError as error:
-        return f"{Path(error.filename or path).name} cannot be read: {error.strerror}"
+    digests = _digests(path, list(files))
     changed = [name for name, written in files.items() if digests[name] != written["sha256"]]
     return f"{changed[0]} is not what was written: its sha256 differs" if changed else None
 

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from trainer.config import TrainConfig, TrainConfigError
 from trainer.errors import EXIT_INPUT, TrainerError
+from trainer.interruption import Interrupted
 from trainer.ranks import is_first
 
 _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -44,8 +45,8 @@ def explained() -> Iterator[Outcome]:
     outcome = Outcome()
     try:
         yield outcome
-    except Exception as error:
-        outcome.error = as_trainer_error(error)
+    except (Exception, Interrupted) as error:
+        outcome.error = error.error if isinstance(error, Interrupted) else as_trainer_error(error)
         outcome.exit_code = outcome.error.exit_code
         if outcome.error.kind == "bug":
             traceback.print_exc()

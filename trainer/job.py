@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config import TrainConfig
 from trainer.files import digest_folder, sha256_file
+from trainer.ranks import world_size
 
 if TYPE_CHECKING:
     from trainer.chat_template import EncodedChat
@@ -34,7 +35,8 @@ class TrainJob:
     def fingerprint(self) -> str:
         """Names what the checkpoints depend on."""
         base = digest_folder(self.base_model) if Path(self.base_model).is_dir() else self.base_model
-        parts = [base, self.revision, sha256_file(self.train_file), sha256_file(self.eval_file), self.config.to_dict()]
+        files = [sha256_file(self.train_file), sha256_file(self.eval_file)]
+        parts = [base, self.revision, *files, self.config.to_dict(), world_size()]
         return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-from transformers import Trainer
 
-from trainer.callbacks import ProgressCallback, diverged_error
-from trainer.ranks import world_size
+from trainer.callbacks import ProgressCallback
+from trainer.saving import SavingTrainer
 
 
-class RowTrainer(Trainer):
+class RowTrainer(SavingTrainer):
     """Trains on rows; each step's loss is the mean over the supervised tokens of all its rows on all processes."""
 
     watcher: ProgressCallback
@@ -38,12 +36,10 @@ class RowTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass; a loss that is no number ends the training."""
+        """One forward and backward pass."""
+        lines = inputs.pop("lines", ())
         self.watcher.step_tokens += inputs["input_ids"].numel()
         loss = super().training_step(model, inputs, *args, **kwargs)
-        value = loss.item()
-        # Alone it ends here; of several, all end together after the step, or the others would wait for this one.
-        if not math.isfinite(value) and world_size() == 1:
-            raise diverged_error(value, self.state.global_step + 1, self.args.learning_rate)
-        self.watcher.loss = value * self.args.gradient_accumulation_steps
+        self.guard.saw(loss, lines)
+        self.watcher.loss = loss.item() * self.args.gradient_accumulation_steps
         return loss

@@ -28,9 +28,14 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
+def rank() -> int:
+    """This process's number among all."""
+    return _number("RANK", 0)
+
+
 def is_first() -> bool:
     """Whether this is the process that writes."""
-    return _number("RANK", 0) == 0
+    return rank() == 0
 
 
 @contextmanager
@@ -84,6 +89,17 @@ def of_first(value: Any) -> Any:
     shared = [value]
     torch.distributed.broadcast_object_list(shared, src=0)
     return shared[0]
+
+
+def gathered(value: Any) -> list[Any]:
+    """Each process's value, in every process, by rank."""
+    if world_size() == 1:
+        return [value]
+    import torch
+
+    values = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return list(values)
 
 
 def _number(variable: str, default: int) -> int:

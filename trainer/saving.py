@@ -84,7 +84,8 @@ class SavingTrainer(Trainer):
         if is_first():
             mark_complete(checkpoint, self.state.global_step, all_files)
             best = Path(self.state.best_model_checkpoint or "").name
-            prune(folder, self.state.global_step, self.save_total_limit, {best, f"checkpoint-{self.state.best_global_step}"})
+            needed = {best, f"checkpoint-{self.state.best_global_step}"}
+            prune(folder, self.state.global_step, self.save_total_limit, needed)
         self._tell(time.monotonic() - begun, sum(file["size"] for file in all_files.values()))
 
     def _write(self, checkpoint: Path) -> None:
@@ -147,7 +148,9 @@ class SavingTrainer(Trainer):
 
     def _explained(self, failure: Exception | None, checkpoint: Path) -> Exception:
         if failure is None:
-            return TrainerError(f"Another process could not write {checkpoint.name}.", "Read its error.", "bug")
+            return TrainerError(
+                f"Another process could not write {checkpoint.name}.", "Read its error.", "configuration"
+            )
         if isinstance(failure, TrainerError) or not _is_full(failure):
             return failure
         return TrainerError(

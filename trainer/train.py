@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.adapters import merge_lora, with_adapters
-from trainer.checkpoints import discard_broken, last_complete_checkpoint
+from trainer.checkpoints import last_complete_checkpoint
 from trainer.evaluate import Evaluation, evaluate_model
 from trainer.events import EventLog
 from trainer.files import write_in_place
@@ -34,21 +34,13 @@ def run_job(job: TrainJob, events: EventLog, tracker: Tracker, interruption: Int
     events.stage("loading")
     run = load_run(job, Reporting(events, tracker, interruption))
     with joined(run.hardware.device):
-        checkpoint = of_first(_resumable_checkpoint(job.checkpoint_dir))
+        checkpoint = of_first(last_complete_checkpoint(job.checkpoint_dir) if is_first() else None)
         tracker.start({"base_model": job.base_model, **job.config.to_dict()})
         base = _score_base(run) if is_first() else None
         of_first(None)  # the others wait here until the base is scored
         events.stage("training")
         summary = _train(run, checkpoint)
     return _finish(run, base, summary) if base else {}
-
-
-def _resumable_checkpoint(folder: Path) -> tuple[Path, int] | None:
-    if not is_first():
-        return None
-    found = last_complete_checkpoint(folder)
-    discard_broken(folder)
-    return found
 
 
 def _score_base(run: Run) -> Evaluation:
@@ -86,12 +78,14 @@ def _trainer(run: Run) -> Any:
 
     from trainer.arguments import training_arguments
     from trainer.batches import flatten
+    from trainer.guard import Guard
     from trainer.loop import RowTrainer
     from trainer.loss import learn_supervised_tokens
 
     config = run.config
     learn_supervised_tokens(run.model)
     watcher, *others = _callbacks(run)
+    guard = Guard(run.reporting.interruption, run.job.train_file.name)
     trainer = RowTrainer(
         model=run.model if config.method == "full" else with_adapters(run.model, config),
         args=training_arguments(run),
@@ -99,9 +93,9 @@ def _trainer(run: Run) -> Any:
         eval_dataset=_rows(run.eval_chats) if config.eval_strategy != "no" else None,
         data_collator=flatten,
         processing_class=run.tokenizer,
-        callbacks=[watcher, *others],
+        callbacks=[watcher, guard, *others],
     )
-    trainer.watcher = watcher
+    trainer.watcher, trainer.guard, trainer.save_total_limit = watcher, guard, config.save_total_limit
     trainer.remove_callback(PrinterCallback)  # it prints every log entry as a dictionary
     return trainer
 

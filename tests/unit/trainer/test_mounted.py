@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import SETTINGS
 
-from trainer.checkpoints import discard_broken, last_complete_checkpoint
+from trainer.checkpoints import last_complete_checkpoint
 from trainer.errors import TrainerError
 from trainer.events import Verdict
 from trainer.files import INCOMPLETE, fill_folder, replace_folder
@@ -162,5 +162,4 @@ def test_an_unfinished_checkpoint_is_not_resumed_from(mounted_run, tmp_path):
     assert last_complete_checkpoint(folder) == (folder / "checkpoint-4", 4)
     (folder / "checkpoint-4" / "complete.json").unlink()
     assert last_complete_checkpoint(folder) == (folder / "checkpoint-2", 2)
-    discard_broken(folder)
     assert not (folder / "checkpoint-4").exists() and (folder / "checkpoint-2").exists()

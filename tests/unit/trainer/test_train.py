@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -18,6 +19,17 @@ from conftest import FACTS, SETTINGS, chat, write_chats
 from trainer.__main__ import main
 from trainer.evaluate import main as evaluate
 from trainer.files import digest_folder
+
+# Runs the trainer and kills it when it opens a file whose path ends as the first argument says.
+KILLED = """
+    import os, runpy, signal, sys
+    ending = sys.argv.pop(1)
+    def watch(event, arguments):
+        if event == "open" and str(arguments[0]).endswith(ending):
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(watch)
+    runpy.run_module("trainer", run_name="__main__", alter_sys=True)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -110,18 +122,18 @@ def test_evaluating_the_package_gives_the_same_scores(trained, corpus, tmp_path)
     assert found["model_digest"] == trained.result()["model_digest"]
 
 
-def test_a_resumed_run_ends_where_an_unbroken_one_does(trained, tiny_model, corpus, tmp_path, caplog):
-    """A run whose last checkpoint is broken resumes from the one before and gives the same model."""
+def test_a_killed_run_ends_where_an_unbroken_one_does(trained, tiny_model, corpus, tmp_path, caplog):
+    """Killed while it writes its second checkpoint, a run goes on from the first and gives the same model and curve."""
     job = Job(tmp_path, tiny_model, corpus)
+    (tmp_path / "killed.py").write_text(textwrap.dedent(KILLED))
+    command = [sys.executable, tmp_path / "killed.py", "checkpoint-4/trainer_state.json", *job.arguments]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
     assert job.run() == 0
-    assert job.result()["model_digest"] == trained.result()["model_digest"]
-    weights = tmp_path / "checkpoints" / "checkpoint-4" / "model.safetensors"
-    with open(weights, "r+b") as file:
-        file.truncate(1000)
-    assert job.run() == 0
+    assert any("checkpoint-4 reason=it was not finished" in record.getMessage() for record in caplog.records)
     assert job.result()["train"]["resumed_from_step"] == 2
-    assert job.result()["model_digest"] == trained.result()["model_digest"]
-    assert any("Skipped checkpoint=checkpoint-4" in record.getMessage() for record in caplog.records)
+    for key in ("model_digest", "loss_curve", "metrics"):
+        assert job.result()[key] == trained.result()[key]
 
 
 def test_checkpoints_of_another_run_are_refused(trained, tiny_model, corpus):

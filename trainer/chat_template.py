@@ -1,21 +1,28 @@
 """Chats to tokens and labels: only what the assistant says, with its stop token, is learned - and verified.
 
-Works for every model with a chat template, by rendering the conversation up to each answer: what comes
-before an answer in training is, token for token, what generation is given for it.
+Learned is what generation has to produce: from the end of the prompt through the stop token. Not learned is what a
+template prints behind the stop token, such as Phi-3.5's line break and <|endoftext|>, which nobody generates; TRL's
+marked template of that model learns both.
 """
 
 from __future__ import annotations
 
-import re
+import logging
 import unicodedata
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+from trainer.answers import AnswerFinder, Turn, broken
 from trainer.chats import Chat, Message
+from trainer.control_tokens import ControlTokens
 from trainer.errors import TrainerError
+from trainer.rendering import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 IGNORED = -100
 
@@ -30,6 +37,7 @@ class EncodedChat:
         prompt_ids: what generation is given for the last answer, not cut.
         prompt: the messages before the last answer.
         expected: the last answer.
+        tools: what the assistant may call.
     """
 
     input_ids: list[int]
@@ -37,6 +45,7 @@ class EncodedChat:
     prompt_ids: list[int]
     prompt: tuple[Message, ...]
     expected: str
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def question(self) -> str:
@@ -50,31 +59,31 @@ class EncodedChat:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One answer in the rendered text: characters start to end, the stop token from stop_start on.
-
-    Args:
-        learned: False for an answer that is context only.
-    """
-
-    start: int
-    stop_start: int
-    end: int
-    learned: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class RenderedChat:
-    """One conversation as the template writes it, up to its last answer.
+    """One conversation as the template writes it, up to its last learned answer.
 
     Args:
-        messages: what was rendered, its texts cleaned.
+        messages: what was rendered, its texts cleaned; the last is the answer to `prompt`.
+        text: all of it.
         turns: the answers that begin where their prompt ends, in order.
+        tools: what the assistant may call, cleaned.
     """
 
     messages: tuple[Message, ...]
     text: str
     turns: tuple[Turn, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """What generation is given for the last answer."""
+        return self.text[: self.turns[-1].start]
+
+    @property
+    def expected(self) -> str:
+        """What the last answer should read as."""
+        last = self.turns[-1]
+        return self.text[last.start : last.stop_start].strip()
 
 
 class ChatEncoder:
@@ -98,130 +107,107 @@ class ChatEncoder:
                 "configuration",
             )
         self.tokenizer = tokenizer
-        specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        specials |= set(tokenizer.all_special_tokens)
-        self._first_characters = {token[0] for token in specials}
-        self._special = re.compile("|".join(re.escape(token) for token in sorted(specials, key=len, reverse=True)))
+        self._control = ControlTokens(tokenizer)
+        self._finder = AnswerFinder(self._rendered, self._control)
         self.stop_token_ids: set[int] = set()
+        self.altered: list[str] = []
 
     def render(self, chat: Chat) -> RenderedChat:
-        """Render one conversation and find its answers; no tokens yet.
+        """The conversation as text, and what is learned of it.
 
         Raises:
-            TrainerError: names the row; the template refused it, or the answers are not where their prompts end.
+            TrainerError: names the row; the template refused it, or where an answer stands cannot be told.
         """
-        messages = [self._cleaned(message) for message in chat.messages]
-        last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-        messages = messages[: last + 1]
-        text = self._render(messages, chat, prompt=False)
-        return RenderedChat(tuple(messages), text, tuple(self._turns(messages, text, chat)))
-
-    def encode(self, chat: Chat, max_length: int) -> EncodedChat:
-        """Encode one conversation and verify its labels.
-
-        Raises:
-            TrainerError: names the row; the template refused it, or the labels are not the answers.
-        """
-        rendered = self.render(chat)
-        messages, text, turns = rendered.messages, rendered.text, rendered.turns
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = list(encoding["input_ids"]), encoding["offset_mapping"]
-        labels = [IGNORED] * len(ids)
-        for turn in turns:
-            learned = [i for i, (start, _) in enumerate(offsets) if turn.start <= start < turn.end]
-            self._verify(text, turn, [ids[i] for i in learned], chat)
-            if turn.learned:
-                self.stop_token_ids.add(ids[learned[-1]])
-                for i in learned:
-                    labels[i] = ids[i]
-        prompt_ids = self._verified_prompt(text, turns[-1], ids, offsets, chat)
-        return EncodedChat(
-            input_ids=ids[:max_length],
-            labels=labels[:max_length],
-            prompt_ids=prompt_ids,
-            prompt=messages[:-1],
-            expected=messages[-1]["content"],
-        )
-
-    def _cleaned(self, message: Message) -> Message:
-        # White space at the edge of an answer would merge with the template's own into tokens that
-        # generation never sees. Template tokens inside a text stay text: a space breaks them.
-        content = message["content"].strip() if message["role"] == "assistant" else message["content"]
-        if any(character in content for character in self._first_characters):  # far faster than the expression
-            content = self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", content)
-        return {"role": message["role"], "content": content}
-
-    def _render(self, messages: list[Message], chat: Chat, prompt: bool) -> str:
+        learned = [i for i, m in enumerate(chat.messages) if m["role"] == "assistant" and m.get("train", True)]
+        messages = [self.prepared(message) for message in chat.messages[: learned[-1] + 1]]
+        tools = tuple(self._control.neutralise(chat.tools))
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+            text = self._rendered(messages, tools, prompt=False)
+            turns = self._finder.find(text, messages, tools, chat)
+        except TrainerError:
+            raise
         except Exception as error:  # a template raises what its author chose
             raise TrainerError(
                 f"{chat.where}: the chat template refused the conversation: {error}.",
                 "Remove the row, or choose a model whose template accepts its roles.",
             ) from error
+        turns = [turn if turn.message in learned else replace(turn, learned=False) for turn in turns]
+        return RenderedChat(tuple(messages), text, tuple(turns), tools)
 
-    def _turns(self, messages: list[Message], text: str, chat: Chat) -> list[Turn]:
-        for message in messages:
-            if message["content"].strip() not in text:
-                raise TrainerError(
-                    f"{chat.where}: the chat template leaves out the {message['role']} message.",
-                    "Remove the row, or choose a model whose template has that role.",
-                )
-        turns = []
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            prompt = self._render(messages[:index], chat, prompt=True) if index else ""
-            # Some templates render an answer differently once it is history; such an answer is context only.
-            if text.startswith(prompt):
-                turns.append(self._turn(text, len(prompt), message["content"], chat))
-            elif index == len(messages) - 1:
-                raise _broken(chat, "the prompt of an answer is not the beginning of the conversation with it")
-        stops = {text[turn.stop_start : turn.end] for turn in turns}
-        if len(stops) > 1:  # one of them begins the next message and ends nothing
-            raise _broken(chat, f"answers have no stop token of their own; they are followed by {sorted(stops)}")
-        return turns
+    def encode(self, chat: Chat, max_length: int) -> EncodedChat:
+        """Encode one conversation and verify its labels.
 
-    def _turn(self, text: str, start: int, content: str, chat: Chat) -> Turn:
-        found = text.find(content, start)
-        if found < 0:
-            raise _broken(chat, "an answer does not follow its prompt")
-        stop = self._special.search(text, found + len(content))
-        if stop is None or text[found + len(content) : stop.start()].strip():
-            raise _broken(chat, "an answer is not followed by a stop token")
-        if text[start:found].strip() and self._special.search(text, start, found):
-            raise _broken(chat, "the template puts control tokens between a prompt and its answer")
-        return Turn(start, stop.start(), stop.end())
+        Raises:
+            TrainerError: as render, or the labels are not the answers.
+        """
+        rendered = self.render(chat)
+        encoding = self.tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(encoding["input_ids"]), encoding["offset_mapping"]
+        labels = self.labels(rendered, ids, offsets, chat)
+        return EncodedChat(
+            input_ids=ids[:max_length],
+            labels=labels[:max_length],
+            prompt_ids=self._verified_prompt(rendered, ids, offsets, chat),
+            prompt=rendered.messages[:-1],
+            expected=rendered.expected,
+            tools=rendered.tools,
+        )
+
+    def labels(
+        self, rendered: RenderedChat, ids: Sequence[int], offsets: Sequence[tuple[int, int]], chat: Chat
+    ) -> list[int]:
+        """The token ids where an answer is, -100 elsewhere; verified to read as the answers.
+
+        Args:
+            offsets: of each token the characters it stands for.
+        """
+        labels = [IGNORED] * len(ids)
+        for turn in rendered.turns:
+            learned = [i for i, (start, _) in enumerate(offsets) if turn.start <= start < turn.end]
+            self._verify(rendered.text, turn, [ids[i] for i in learned], chat)
+            if turn.learned:
+                self.stop_token_ids.add(ids[learned[-1]])
+                for i in learned:
+                    labels[i] = ids[i]
+        return labels
+
+    def prepared(self, message: Message) -> Message:
+        """The message as it is rendered, in training and in serving."""
+        # White space at the edge of an answer would merge with the template's own into tokens that
+        # generation never sees. Template tokens inside a text stay text: a space breaks them.
+        content = message["content"].strip() if message["role"] == "assistant" else message["content"]
+        prepared = {"role": message["role"], "content": self._control.neutralise(content)}
+        for key in message.keys() - {"role", "content", "train"}:
+            prepared[key] = self._control.neutralise(message[key])
+        return prepared
+
+    def _rendered(self, messages: Sequence[Message], tools: Sequence[Any], prompt: bool) -> str:
+        return render(self.tokenizer, messages, tools=tools, prompt=prompt)
 
     def _verify(self, text: str, turn: Turn, learned: list[int], chat: Chat) -> None:
         if not learned:
-            raise _broken(chat, "an answer has no token of its own")
+            raise broken(chat, "an answer has no token of its own")
         wanted = text[turn.start : turn.end]
         decoded = self.tokenizer.decode(learned, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if decoded != wanted and _folded(decoded) != _folded(wanted):
-            raise _broken(chat, f"the learned tokens read {decoded[-60:]!r} and not {wanted[-60:]!r}")
+        if decoded != wanted:
+            if _folded(decoded) != _folded(wanted):
+                raise broken(chat, f"the learned tokens read {decoded[-60:]!r} and not {wanted[-60:]!r}")
+            if decoded.strip() != wanted.strip():
+                self.altered.append(chat.where)
         stop = self.tokenizer.convert_tokens_to_ids(text[turn.stop_start : turn.end])
         if learned[-1] != stop:
-            raise _broken(chat, f"the answer's last learned token is {learned[-1]} and not the stop token {stop}")
+            raise broken(chat, f"the answer's last learned token is {learned[-1]} and not the stop token {stop}")
 
     def _verified_prompt(
-        self, text: str, turn: Turn, ids: list[int], offsets: list[tuple[int, int]], chat: Chat
+        self, rendered: RenderedChat, ids: Sequence[int], offsets: Sequence[tuple[int, int]], chat: Chat
     ) -> list[int]:
-        prompt_ids = list(self.tokenizer(text[: turn.start], add_special_tokens=False)["input_ids"])
-        first = next(i for i, (start, _) in enumerate(offsets) if start >= turn.start)
-        if prompt_ids != ids[:first]:
-            raise _broken(chat, "the prompt has other tokens in training than in generation")
+        prompt_ids = list(self.tokenizer(rendered.prompt, add_special_tokens=False)["input_ids"])
+        first = next(i for i, (start, _) in enumerate(offsets) if start >= len(rendered.prompt))
+        if prompt_ids != list(ids[:first]):
+            raise broken(chat, "the prompt has other tokens in training than in generation")
         return prompt_ids
 
 
 def _folded(text: str) -> str:
     # Tokenizers may normalise Unicode and put a space in front; neither changes what is learned.
     return unicodedata.normalize("NFKC", text).strip()
-
-
-def _broken(chat: Chat, what: str) -> TrainerError:
-    return TrainerError(
-        f"{chat.where}: the chat template cannot be trained on: {what}.",
-        "Correct the model's chat template, or choose another base model.",
-        "configuration",
-    )

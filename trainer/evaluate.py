@@ -31,6 +31,7 @@ from trainer.model import (
     read_model_config,
     stop_at,
 )
+from trainer.templates import adapt_template
 
 if TYPE_CHECKING:
     from trainer.chat_template import EncodedChat
@@ -140,6 +141,7 @@ def _evaluate_folder(options: argparse.Namespace, config: TrainConfig) -> dict[s
     quiet_libraries(folder)
 
     tokenizer = load_tokenizer(folder)
+    adapt_template(tokenizer, None)  # a model is scored with the rendering it is served with
     config = replace(config, max_length=fitting_length(read_model_config(folder, None), config.max_length))
     encoded, stop_token_ids = encode_chats(chats, tokenizer, config.max_length, options.eval_file.name)
     hardware = choose_hardware(config)

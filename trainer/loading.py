@@ -22,6 +22,7 @@ from trainer.model import (
     stop_at,
 )
 from trainer.ranks import is_first
+from trainer.templates import adapt_template
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ def load_run(job: TrainJob, reporting: Reporting) -> Run:
 
     require_reachable(job.base_model, job.revision)
     tokenizer = load_tokenizer(job.base_model, job.revision)
+    for reason in adapt_template(tokenizer, job.config.system_message):
+        log.info("Chose %s", reason)
     model_config = read_model_config(job.base_model, job.revision)
     max_length = fitting_length(model_config, job.config.max_length)
 

@@ -14,7 +14,6 @@ _SHARED = (
     "num_train_epochs", "max_steps", "lr_scheduler_type", "weight_decay", "max_grad_norm", "seed",
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
     "logging_steps", "save_steps",
-    "eval_strategy", "eval_steps",
 )  # fmt: skip
 
 
@@ -23,7 +22,7 @@ def training_arguments(run: Run) -> TrainingArguments:
     from transformers import TrainingArguments
 
     config, hardware = run.config, run.hardware
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(run.job.checkpoint_dir),
         **{name: getattr(config, name) for name in _SHARED},
         learning_rate=config.peak_learning_rate,
@@ -37,8 +36,13 @@ def training_arguments(run: Run) -> TrainingArguments:
         prediction_loss_only=True,
         logging_nan_inf_filter=False,
         save_strategy="steps",
+        eval_strategy="no",  # evaluations.py says when
+        metric_for_best_model="eval_loss" if config.early_stopping_patience else None,
         ddp_find_unused_parameters=False,  # every parameter is used, and looking costs a pass a step
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=hardware.device != "cpu",
     )
+    # transformers would refuse it, since it does not know that every evaluation saves a checkpoint then.
+    arguments.load_best_model_at_end = bool(config.early_stopping_patience)
+    return arguments

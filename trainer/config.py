@@ -105,6 +105,11 @@ class TrainConfig:
             _check(spec, getattr(self, spec.name))
         if self.num_samples > self.num_eval_generations:
             object.__setattr__(self, "num_samples", self.num_eval_generations)
+        if self.early_stopping_patience and self.eval_strategy == "no":
+            raise TrainConfigError(
+                f"train.early_stopping_patience is {self.early_stopping_patience}, but train.eval_strategy is no, so "
+                "nothing is evaluated. Set train.eval_strategy to epoch or steps."
+            )
 
     @property
     def peak_learning_rate(self) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from trainer.callbacks import ProgressCallback
+from trainer.evaluations import held_out_loss
 from trainer.saving import SavingTrainer
 
 
@@ -34,6 +35,14 @@ class RowTrainer(SavingTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # which average their gradients
         return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """The loss a supervised token of the evaluation rows; transformers' own would average batches."""
+        metrics = {f"{metric_key_prefix}_loss": held_out_loss(self)}
+        self.log(metrics)
+        control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
+        self.control = control
+        return metrics
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass."""

@@ -48,8 +48,8 @@ class SavingTrainer(Trainer):
         if not self._begun:
             self._begun = True
             self._restore()
-        # Without this a training of full length that is resumed within an epoch would do one step more.
-        if self.state.global_step >= self.state.max_steps:
+        # Without this a training that is resumed at its end, or where it had stopped early, would do one step more.
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)

@@ -110,9 +110,13 @@ def _rows(chats: Any) -> Any:
 def _callbacks(run: Run) -> list[Any]:
     """What happens between steps; the first one watches the loss and the clock."""
     from trainer.callbacks import ProgressCallback
+    from trainer.evaluations import Evaluations
 
     reporting = run.reporting
-    return [ProgressCallback(reporting.events, reporting.tracker, reporting.interruption)]
+    return [
+        ProgressCallback(reporting.events, reporting.tracker, reporting.interruption),
+        Evaluations(run.config),
+    ]
 
 
 def _finished_model(run: Run, trainer: Any) -> Any:

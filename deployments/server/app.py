@@ -59,21 +59,24 @@ class Front:
         """Make the model answer one token.
 
         Raises:
-            EngineError: it did not.
+            EngineError: it did not, or it saw other tokens than those it was given.
         """
-        messages = [{"role": "user", "content": "hi"}]
+        prompt = self.folder.render([{"role": "user", "content": "hi"}])
         request = ChatRequest(
-            messages=messages,
+            prompt=prompt,
+            prompt_ids=self.folder.encode(prompt),
             max_tokens=1,
             temperature=0,
             top_p=1,
             seed=None,
             stop=(),
             stream=False,
-            num_prompt_tokens=0,
         )
-        async for _ in self.client.answer(request):
+        async for piece in self.client.answer(request):
             self._answered_at = time.monotonic()
+            num_read = (piece.usage or {}).get("prompt_tokens", request.num_prompt_tokens)
+            if num_read != request.num_prompt_tokens:
+                raise EngineError(f"the engine read {num_read} tokens of a prompt of {request.num_prompt_tokens}")
 
     async def live(self, request: Request) -> Response:
         """Say that the process answers; it ends by itself when the engine dies."""

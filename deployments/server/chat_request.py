@@ -18,6 +18,7 @@ DEFAULT_MAX_TOKENS = 512
 ROLES = ("system", "user", "assistant", "tool")
 READ_FIELDS = {
     "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "stream",
+    "tools", "tool_choice",
 }  # fmt: skip
 DROPPED_FIELDS = {
     "user", "metadata", "store", "service_tier", "stream_options", "parallel_tool_calls", "safety_identifier",
@@ -26,7 +27,7 @@ DROPPED_FIELDS = {
 # Fields of the API that this server does not do, and the value that asks for nothing special.
 REFUSED_UNLESS = {
     "n": 1, "logprobs": False, "top_logprobs": 0, "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {},
-    "response_format": {"type": "text"}, "tools": [], "tool_choice": "none", "functions": [], "function_call": "none",
+    "response_format": {"type": "text"}, "functions": [], "function_call": "none",
     "modalities": ["text"], "audio": None, "prediction": None, "reasoning_effort": None, "web_search_options": None,
 }  # fmt: skip
 
@@ -35,14 +36,19 @@ REFUSED_UNLESS = {
 class ChatRequest:
     """A request that passed every check; `num_prompt_tokens + max_tokens` fits the context."""
 
-    messages: list[dict[str, str]]
+    prompt: str
+    prompt_ids: list[int]
     max_tokens: int
     temperature: float
     top_p: float
     seed: int | None
     stop: tuple[str, ...]
     stream: bool
-    num_prompt_tokens: int
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """How much of the context the messages take."""
+        return len(self.prompt_ids)
 
 
 def parse_request(raw: bytes, *, model_name: str, folder: ModelFolder) -> ChatRequest:
@@ -60,16 +66,17 @@ def parse_request(raw: bytes, *, model_name: str, folder: ModelFolder) -> ChatRe
             param="model", code="model_not_found",
         )  # fmt: skip
     messages = _read_messages(body.get("messages"), folder)
-    num_prompt_tokens = len(folder.encode(folder.render(messages)))
+    prompt = folder.render(messages, _read_tools(body, folder))
+    prompt_ids = folder.encode(prompt)
     return ChatRequest(
-        messages=messages,
-        max_tokens=_fit_max_tokens(_read_max_tokens(body), num_prompt_tokens, folder.context_tokens),
+        prompt=prompt,
+        prompt_ids=prompt_ids,
+        max_tokens=_fit_max_tokens(_read_max_tokens(body), len(prompt_ids), folder.context_tokens),
         temperature=_read_number(body, "temperature", 0.0, low=0, high=2),
         top_p=_read_number(body, "top_p", 1.0, low=0, high=1),
         seed=_read_integer(body, "seed", low=-(2**63), high=2**63 - 1),
         stop=_read_stop(body.get("stop")),
         stream=_read_stream(body.get("stream")),
-        num_prompt_tokens=num_prompt_tokens,
     )
 
 
@@ -101,7 +108,7 @@ def _check_fields(body: dict[str, Any]) -> None:
             )
 
 
-def _read_messages(value: Any, folder: ModelFolder) -> list[dict[str, str]]:
+def _read_messages(value: Any, folder: ModelFolder) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
         raise _refuse("messages", f"must be a list of at least one message, not {_kind(value)}")
     messages = [_read_message(message, f"messages[{index}]", folder) for index, message in enumerate(value)]
@@ -110,15 +117,27 @@ def _read_messages(value: Any, folder: ModelFolder) -> list[dict[str, str]]:
     return messages
 
 
-def _read_message(message: Any, where: str, folder: ModelFolder) -> dict[str, str]:
+def _read_message(message: Any, where: str, folder: ModelFolder) -> dict[str, Any]:
+    """Read a message into the form in which the trainer renders it."""
     if not isinstance(message, dict):
         raise _refuse(where, f"must be an object with role and content, not {_kind(message)}")
     role = "system" if message.get("role") == "developer" else message.get("role")
     if role not in ROLES:
         raise _refuse(f"{where}.role", f"must be one of {', '.join(ROLES)}, not {str(role)[:80]!r}")
-    if message.get("tool_calls") or message.get("function_call"):
-        raise _refuse(f"{where}.tool_calls", "this server does not do tool calls")
-    return {"role": role, "content": folder.neutralise(_read_content(message.get("content"), where))}
+    if message.get("function_call"):
+        raise _refuse(f"{where}.function_call", "is not served here; use tool_calls")
+    calls = message.get("tool_calls")
+    if calls and role != "assistant":
+        raise _refuse(f"{where}.tool_calls", "only a message from 'assistant' calls tools")
+    content = "" if calls and message.get("content") is None else _read_content(message.get("content"), where)
+    # The trainer learned answers without white space at their edges, and so without it in the history.
+    read = {"role": role, "content": folder.neutralise(content.strip() if role == "assistant" else content)}
+    if calls:
+        read["tool_calls"] = folder.neutralise_value(_read_calls(calls, f"{where}.tool_calls"))
+    for name in ("name", "tool_call_id"):
+        if role == "tool" and isinstance(message.get(name), str):
+            read[name] = folder.neutralise(message[name])
+    return read
 
 
 def _read_content(content: Any, where: str) -> str:
@@ -129,7 +148,42 @@ def _read_content(content: Any, where: str) -> str:
     for index, part in enumerate(content):
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise _refuse(f"{where}.content[{index}]", "only parts of type 'text' are served here")
-    return "".join(part["text"] for part in content)
+    return "\n".join(part["text"] for part in content)  # as the training data's parts are joined
+
+
+def _read_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(calls, list):
+        raise _refuse(where, f"must be a list of calls, not {_kind(calls)}")
+    read = []
+    for call in calls:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise _refuse(where, "every call must have a function with a name")
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except (ValueError, RecursionError):
+                arguments = None
+        if not isinstance(arguments, dict):
+            raise _refuse(where, f"the arguments of {function['name'][:80]!r} must be a JSON object")
+        kept = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+        read.append(kept | ({"id": call["id"]} if isinstance(call.get("id"), str) else {}))
+    return read
+
+
+def _read_tools(body: dict[str, Any], folder: ModelFolder) -> list[dict[str, Any]]:
+    """Read what the prompt offers the model; a call comes back as the text that the model writes."""
+    choice, tools = body.get("tool_choice"), body.get("tools") or []
+    if choice not in (None, "none", "auto"):
+        raise _refuse("tool_choice", f"must be 'none' or 'auto', not {str(choice)[:80]!r}: no call can be forced here")
+    if not isinstance(tools, list):
+        raise _refuse("tools", f"must be a list of tools, not {_kind(tools)}")
+    for tool in tools:
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise _refuse("tools", "every tool must have a function with a name")
+    return [] if choice == "none" else folder.neutralise_value(tools)
 
 
 def _read_max_tokens(body: dict[str, Any]) -> int | None:

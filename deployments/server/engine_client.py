@@ -93,10 +93,9 @@ class EngineClient:
     async def _stream(self, request: ChatRequest) -> AsyncIterator[Piece]:
         timeout = httpx.Timeout(self._timeout_seconds, connect=CONNECT_SECONDS)
         finished = False
+        path, payload = self._payload(request)
         try:
-            async with self._client.stream(
-                "POST", "/v1/chat/completions", json=self._payload(request), timeout=timeout
-            ) as response:
+            async with self._client.stream("POST", path, json=payload, timeout=timeout) as response:
                 if response.status_code != 200:
                     detail = (await response.aread()).decode("utf-8", "replace")
                     raise EngineError(f"the model's engine answered {response.status_code}: {_one_line(detail)}")
@@ -112,14 +111,19 @@ class EngineClient:
         if not finished:
             raise EngineError("the model's engine ended its answer without saying why")
 
-    def _payload(self, request: ChatRequest) -> dict[str, Any]:
-        body: dict[str, Any] = {"messages": request.messages, "stream": True}
+    def _payload(self, request: ChatRequest) -> tuple[str, dict[str, Any]]:
+        """Return where to ask and what: for the continuation of the prompt, which is rendered already.
+
+        So the engine neither renders messages its own way nor takes the answer apart.
+        """
+        body: dict[str, Any] = {"stream": True}
         if request.seed is not None:
             body["seed"] = request.seed
         if self._engine == "vllm":
-            return body | {
-                "model": "model", "max_tokens": request.max_tokens, "temperature": request.temperature,
-                "top_p": request.top_p, "stream_options": {"include_usage": True},
+            return "/v1/completions", body | {
+                "model": "model", "prompt": request.prompt_ids, "max_tokens": request.max_tokens,
+                "temperature": request.temperature, "top_p": request.top_p,
+                "stream_options": {"include_usage": True},
             }  # fmt: skip
         # `transformers serve` does not turn sampling on for a temperature; a whole configuration does.
         generation = dict(self._folder.generation_defaults)
@@ -130,7 +134,14 @@ class EngineClient:
         else:
             for name in SAMPLING_ONLY:
                 generation.pop(name, None)
-        return body | {"model": ".", "generation_config": json.dumps(generation)}
+        body |= {"model": ".", "generation_config": json.dumps(generation)}
+        text = self._folder.unmarked(request.prompt)
+        if text is not None:
+            return "/v1/completions", body | {"prompt": text}
+        # It adds tokens to every text but a conversation's: one whose template prints the prompt.
+        message = {"role": "user", "content": request.prompt}
+        printed = {"chat_template": "{{ messages[0].content }}"}
+        return "/v1/chat/completions", body | {"messages": [message], "chat_template_kwargs": printed}
 
 
 class StopText:
@@ -169,7 +180,7 @@ def _read_piece(data: str) -> Piece:
     if "error" in chunk:
         raise EngineError(f"the model's engine failed: {_one_line(str(chunk['error']))}")
     choice = (chunk.get("choices") or [{}])[0]
-    text = (choice.get("delta") or {}).get("content") or ""
+    text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
     return Piece(text=text, finish_reason=choice.get("finish_reason"), usage=chunk.get("usage"))
 
 

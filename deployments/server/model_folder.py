@@ -1,6 +1,6 @@
 """What the front knows of the model it serves: chat template, tokens, context length, generation defaults.
 
-Rendering uses the engine's own function, so that the tokens counted here are the tokens the engine sees.
+Prompts are rendered here and nowhere else: the engine is given the text, and its tokens are the tokens counted here.
 Nothing here loads weights or torch.
 """
 
@@ -17,6 +17,8 @@ from .errors import RequestRefusedError, StartError
 
 # Put inside a control token that a person typed, so that it stays text: <|end|> becomes < |end|>, as in training.
 BREAK = " "
+# What people and models write on purpose: <think>, </tool_call>. Such tokens steer no turn; the trainer says the same.
+MARKUP = re.compile(r"</?\w+>")
 # Above this, a tokenizer's model_max_length means "not set".
 NO_LIMIT_TOKENS = 10**9
 # What a checkpoint's generation_config.json carries beside generation parameters.
@@ -65,7 +67,7 @@ class ModelFolder:
         control = tuple(
             ControlToken(token["id"], token["content"])
             for token in added
-            if len(token["content"].strip()) > 1 and (token.get("special") or token["content"] in template)
+            if len(token["content"].strip()) > 1 and (token.get("special") or _is_written(token["content"], template))
         )
         unknown = next((token["id"] for token in added if token["content"] == special.get("unk_token")), None)
         return cls(
@@ -111,6 +113,14 @@ class ModelFolder:
             )
         return text
 
+    def neutralise_value(self, value: Any) -> Any:
+        """Return a JSON value with every text in it neutralised, names of keys too."""
+        if isinstance(value, str):
+            return self.neutralise(value)
+        if isinstance(value, dict):
+            return {self.neutralise(key): self.neutralise_value(item) for key, item in value.items()}
+        return [self.neutralise_value(item) for item in value] if isinstance(value, list) else value
+
     def encode(self, text: str) -> list[int]:
         """Return the text's token ids, nothing added."""
         try:
@@ -120,8 +130,19 @@ class ModelFolder:
                 400, "the text of a message is not valid Unicode (a lone surrogate)", param="messages"
             ) from error
 
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """Return the prompt the engine makes of the messages.
+    def unmarked(self, prompt: str) -> str | None:
+        """Return the text that becomes the prompt's tokens where the tokenizer adds its own, or None.
+
+        An engine adds them to a plain text: of a template that writes <s> itself, there would be two.
+        """
+        wanted = self.encode(prompt)
+        for text in (prompt, prompt.removeprefix(self.special_tokens.get("bos_token", ""))):
+            if self.tokenizer.encode(text).ids == wanted:
+                return text
+        return None
+
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
+        """Return the prompt for an answer to the messages.
 
         Raises:
             RequestRefusedError: the model's chat template does not take such a conversation.
@@ -132,15 +153,31 @@ class ModelFolder:
         try:
             rendered, _ = render_jinja_template(
                 [messages],
+                tools=tools or None,
                 chat_template=self.chat_template,
                 add_generation_prompt=True,
                 **self.special_tokens,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:
             raise RequestRefusedError(
                 400, f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
+        _require_calls(rendered[0], messages, tools or [])
         return rendered[0]
+
+
+def _require_calls(prompt: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> None:
+    wanted = [(tool["function"]["name"], "tools") for tool in tools]
+    wanted += [(call["function"]["name"], "messages") for each in messages for call in each.get("tool_calls", ())]
+    for name, param in wanted:
+        if name not in prompt:
+            raise RequestRefusedError(
+                400, f"the model's chat template leaves out the tool {name[:80]!r}; it knows no tools", param=param
+            )
+
+
+def _is_written(token: str, template: str) -> bool:
+    return token in template and not MARKUP.fullmatch(token)
 
 
 def find_model(path: Path) -> Path:

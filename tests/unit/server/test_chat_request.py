@@ -11,6 +11,9 @@ from server.errors import RequestRefusedError
 from server.model_folder import ModelFolder
 
 USER = [{"role": "user", "content": "What is phiflow?"}]
+TOOL = {"type": "function", "function": {"name": "weather"}}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": "{}"}}
+BROKEN_CALL = {"type": "function", "function": {"name": "weather", "arguments": "{"}}
 BAD_BODIES = {
     "malformed": (b"{bad", None, 400),
     "not UTF-8": (b'{"messages": "\xff"}', None, 400),
@@ -41,6 +44,24 @@ BAD_BODIES = {
     "model is a number": ({"messages": USER, "model": 9}, "model", 404),
     "unknown field": ({"messages": USER, "temprature": 1}, "temprature", 400),
     "tools": ({"messages": USER, "tools": [{}]}, "tools", 400),
+    "tools that the template leaves out": ({"messages": USER, "tools": [TOOL]}, "tools", 400),
+    "a forced call": ({"messages": USER, "tools": [TOOL], "tool_choice": "required"}, "tool_choice", 400),
+    "calls that the template leaves out": (
+        {"messages": [{"role": "assistant", "tool_calls": [CALL]}, *USER]},
+        "messages",
+        400,
+    ),
+    "arguments that are no JSON": (
+        {"messages": [{"role": "assistant", "tool_calls": [BROKEN_CALL]}, *USER]},
+        "messages[0].tool_calls",
+        400,
+    ),
+    "a user's call": ({"messages": [{**USER[0], "tool_calls": [CALL]}]}, "messages[0].tool_calls", 400),
+    "a legacy call": (
+        {"messages": [{"role": "assistant", "content": "x", "function_call": {"name": "x"}}, *USER]},
+        "messages[0].function_call",
+        400,
+    ),
     "two answers": ({"messages": USER, "n": 2}, "n", 400),
     "hot": ({"messages": USER, "temperature": 2.1}, "temperature", 400),
     "temperature is text": ({"messages": USER, "temperature": "1"}, "temperature", 400),
@@ -98,6 +119,7 @@ def test_harmless_fields_are_dropped(model_dir):
         "metadata": {},
         "n": 1,
         "tools": None,
+        "tool_choice": "auto",
         "frequency_penalty": 0.0,
         "stream_options": None,
     }
@@ -105,6 +127,7 @@ def test_harmless_fields_are_dropped(model_dir):
 
 
 def test_text_parts_are_joined(model_dir):
-    """Content in text parts is the same as the text itself."""
-    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "phiflow?"}]
-    assert parse(model_dir, {"messages": [{"role": "user", "content": parts}]}) == parse(model_dir, {"messages": USER})
+    """Content in text parts is the same as the text itself, a line for each part, as in training."""
+    parts = [{"type": "text", "text": "What is"}, {"type": "text", "text": "phiflow?"}]
+    lines = [{"role": "user", "content": "What is\nphiflow?"}]
+    assert parse(model_dir, {"messages": [{"role": "user", "content": parts}]}) == parse(model_dir, {"messages": lines})

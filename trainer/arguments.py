@@ -27,7 +27,7 @@ def training_arguments(run: Run) -> TrainingArguments:
         **{name: getattr(config, name) for name in _SHARED},
         learning_rate=config.peak_learning_rate,
         gradient_checkpointing=bool(config.gradient_checkpointing),
-        warmup_steps=config.warmup_ratio,  # below 1 it is a share
+        warmup_steps=config.warmup_share,  # below 1 it is a share
         data_seed=config.seed,
         bf16=hardware.bf16,
         use_cpu=hardware.device == "cpu",

@@ -20,7 +20,7 @@ from trainer.config import TrainConfig
 from trainer.encoding import encode_chats
 from trainer.errors import TrainerError
 from trainer.events import Verdict
-from trainer.files import digest_folder, write_atomic
+from trainer.files import digest_model, write_atomic
 from trainer.hardware import choose_hardware
 from trainer.model import (
     ensure_pad_token,
@@ -31,6 +31,7 @@ from trainer.model import (
     read_model_config,
     stop_at,
 )
+from trainer.precision import held_as_stored
 from trainer.templates import adapt_template
 
 if TYPE_CHECKING:
@@ -145,11 +146,11 @@ def _evaluate_folder(options: argparse.Namespace, config: TrainConfig) -> dict[s
     config = replace(config, max_length=fitting_length(read_model_config(folder, None), config.max_length))
     encoded, stop_token_ids = encode_chats(chats, tokenizer, config.max_length, options.eval_file.name)
     hardware = choose_hardware(config)
-    model = load_model(folder, None, hardware)
+    model = load_model(folder, None, hardware, held_as_stored(hardware))
     ensure_pad_token(tokenizer, model, stop_token_ids)
     stop_at(model, tokenizer, stop_token_ids)
     evaluation = evaluate_model(model, tokenizer, encoded, config, hardware.bf16)
-    return {"model_digest": digest_folder(folder), **evaluation.to_dict()}
+    return {"model_digest": digest_model(folder), **evaluation.to_dict()}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 INCOMPLETE = ".incomplete"
+CARD = "README.md"
 # A mounted folder can be filled but not replaced, and nothing is renamed from one file system to another.
 _NOT_RENAMED = {errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -51,15 +52,21 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_folder(folder: str | os.PathLike[str]) -> str:
-    """Digest the sorted relative paths and contents of every file below a folder."""
+def digest_folder(folder: str | os.PathLike[str], leave_out: str = "") -> str:
+    """Digest the sorted relative paths and contents of every file below a folder, but the one that is left out."""
     folder = Path(folder)
     digest = hashlib.sha256()
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     for name in names:
-        digest.update(name.encode("utf-8") + b"\0")
-        digest.update(sha256_file(folder / name).encode("ascii") + b"\n")
+        if name != leave_out:
+            digest.update(name.encode("utf-8") + b"\0")
+            digest.update(sha256_file(folder / name).encode("ascii") + b"\n")
     return digest.hexdigest()
+
+
+def digest_model(folder: str | os.PathLike[str]) -> str:
+    """Digest a model folder without its card, which says the same of the same weights in other words."""
+    return digest_folder(folder, leave_out=CARD)
 
 
 def open_to_readers(folder: Path) -> None:

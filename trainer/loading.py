@@ -21,6 +21,7 @@ from trainer.model import (
     require_reachable,
     stop_at,
 )
+from trainer.precision import held_to_train
 from trainer.ranks import is_first
 from trainer.templates import adapt_template
 
@@ -54,7 +55,7 @@ def load_run(job: TrainJob, reporting: Reporting) -> Run:
     if is_first():
         claim_checkpoints(job.checkpoint_dir, job.fingerprint())
 
-    model = load_model(job.base_model, job.revision, hardware)
+    model = load_model(job.base_model, job.revision, hardware, held_to_train(job.config.method, hardware))
     ensure_pad_token(tokenizer, model, stop_token_ids)
     stop_at(model, tokenizer, stop_token_ids)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -68,8 +68,8 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> Any:
     return tokenizer
 
 
-def load_model(base_model: str, revision: str | None, hardware: Hardware) -> Any:
-    """Load the weights in 32-bit, which bf16 training casts from, with the chosen attention."""
+def load_model(base_model: str, revision: str | None, hardware: Hardware, held: dict[str, Any]) -> Any:
+    """Load the weights, held in memory as trainer.precision says, with the chosen attention."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -80,13 +80,13 @@ def load_model(base_model: str, revision: str | None, hardware: Hardware) -> Any
         AutoModelForCausalLM,
         base_model,
         revision=revision,
-        dtype=torch.float32,
         attn_implementation=hardware.attention,
+        **held,
     )
     if hardware.device == "cpu" and "OMP_NUM_THREADS" not in os.environ and model.num_parameters() < _SMALL:
         torch.set_num_threads(1)
         log.info("Chose threads=1 (under %d million parameters, threads wait more than they work)", _SMALL // 10**6)
-    return model.to(hardware.device)
+    return model if "device_map" in held else model.to(hardware.device)
 
 
 def read_model_config(base_model: str, revision: str | None) -> Any:
@@ -134,12 +134,17 @@ def ensure_pad_token(tokenizer: Any, model: Any, stop_token_ids: set[int]) -> No
     if pad is None:
         pad = "<|pad|>"
         tokenizer.add_special_tokens({"pad_token": pad})
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     tokenizer.pad_token = pad
+    fit_tokenizer(model, tokenizer)
+    log.info("Chose pad_token=%s", pad)
+
+
+def fit_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Give the model the tokenizer's pad token, and rows for tokens that it has no embedding of."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    log.info("Chose pad_token=%s", pad)
 
 
 def stop_at(model: Any, tokenizer: Any, stop_token_ids: set[int]) -> None:

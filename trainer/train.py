@@ -8,18 +8,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer.adapters import merge_lora, with_adapters
+from trainer.adapters import with_adapters
 from trainer.checkpoints import last_complete_checkpoint
 from trainer.evaluate import Evaluation, evaluate_model
 from trainer.events import EventLog
 from trainer.files import write_in_place
+from trainer.finishing import Finished, finish_model, model_as_stored
 from trainer.interruption import Interruption
 from trainer.job import Reporting, Run, TrainJob
 from trainer.loading import load_run
-from trainer.model import stop_at
-from trainer.package import installed_versions, package_model
 from trainer.paired import METRICS, compare
 from trainer.ranks import is_first, joined, of_first, world_size
+from trainer.result import package_run
 from trainer.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ def run_job(job: TrainJob, events: EventLog, tracker: Tracker, interruption: Int
         base = _score_base(run) if is_first() else None
         of_first(None)  # the others wait here until the base is scored
         events.stage("training")
-        summary = _train(run, checkpoint)
-    return _finish(run, base, summary) if base else {}
+        finished, summary = _train(run, checkpoint)
+    return _finish(run, finished, base, summary) if base else {}
 
 
 def _score_base(run: Run) -> Evaluation:
@@ -51,14 +51,16 @@ def _score_base(run: Run) -> Evaluation:
     except (OSError, ValueError, KeyError):
         pass
     run.reporting.events.stage("evaluating base")
-    evaluation = evaluate_model(run.model, run.tokenizer, run.eval_chats, run.config, run.hardware.bf16)
+    # In 4 bits the base would score worse than it is, and what was merged into it would look the better for that.
+    model = model_as_stored(run) if run.config.method == "qlora" else run.model
+    evaluation = evaluate_model(model, run.tokenizer, run.eval_chats, run.config, run.hardware.bf16)
     write_in_place(stored, json.dumps(evaluation.to_dict(), ensure_ascii=False))
     log.info("Evaluated base loss=%.4f", evaluation.metrics["loss"])
     return evaluation
 
 
-def _train(run: Run, checkpoint: tuple[Path, int] | None) -> dict[str, Any]:
-    """Train run.model in place and return the summary for result.json."""
+def _train(run: Run, checkpoint: tuple[Path, int] | None) -> tuple[Finished, dict[str, Any]]:
+    """Train run.model, and return what became of it with the summary for result.json."""
     trainer = _trainer(run)
     resumed = checkpoint[1] if checkpoint else None
     if checkpoint:
@@ -68,8 +70,8 @@ def _train(run: Run, checkpoint: tuple[Path, int] | None) -> dict[str, Any]:
     with run.reporting.interruption.deferred():
         trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
     seconds = time.monotonic() - begun
-    run.model = _finished_model(run, trainer)
-    return _summary(run, trainer, seconds) | {"resumed_from_step": resumed}
+    summary = _summary(run, trainer, seconds) | {"resumed_from_step": resumed}
+    return finish_model(run, trainer), summary
 
 
 def _trainer(run: Run) -> Any:
@@ -119,21 +121,6 @@ def _callbacks(run: Run) -> list[Any]:
     ]
 
 
-def _finished_model(run: Run, trainer: Any) -> Any:
-    """The trained model as it will be stored: LoRA merged, in the precision of the base model's files."""
-    import torch
-
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if run.config.method != "full":
-        model = merge_lora(model, run.train_chats[0].input_ids)
-    model = model.to(run.stored_dtype)
-    if run.hardware.device == "cpu":
-        model = model.to(torch.float32)  # rounded as stored, and fast to evaluate here
-    model.config.use_cache = True
-    stop_at(model, run.tokenizer, run.stop_token_ids)
-    return model
-
-
 def _summary(run: Run, trainer: Any, seconds: float) -> dict[str, Any]:
     """What result.json says of the training under `train`."""
     watcher = trainer.watcher
@@ -152,14 +139,14 @@ def _summary(run: Run, trainer: Any, seconds: float) -> dict[str, Any]:
     }
 
 
-def _finish(run: Run, base: Evaluation, summary: dict[str, Any]) -> dict[str, Any]:
+def _finish(run: Run, finished: Finished, base: Evaluation, summary: dict[str, Any]) -> dict[str, Any]:
     """Score and package what was trained."""
-    job, events, tracker = run.job, run.reporting.events, run.reporting.tracker
+    events, tracker = run.reporting.events, run.reporting.tracker
     events.stage("evaluating")
-    candidate = evaluate_model(run.model, run.tokenizer, run.eval_chats, run.config, run.hardware.bf16)
+    candidate = evaluate_model(finished.model, run.tokenizer, run.eval_chats, run.config, run.hardware.bf16)
     samples = _samples(run, base, candidate)
     events.stage("packaging")
-    digest = package_model(run.model, run.tokenizer, job.model_output_dir)
+    result = package_run(run, finished, base, candidate)
     tracker.finish(
         {
             f"{who}_{name}": value
@@ -169,19 +156,13 @@ def _finish(run: Run, base: Evaluation, summary: dict[str, Any]) -> dict[str, An
         },
         "FINISHED",
     )
-    return {
-        "model_dir": str(job.model_output_dir),
-        "model_digest": digest,
-        "base_model": job.base_model,
-        "base_model_revision": job.revision,
+    loss_curve = summary.pop("loss_curve")
+    return result | {
         "mlflow_run_id": tracker.run_id,
-        "metrics": {"base": base.metrics, "candidate": candidate.metrics},
-        "per_example": {"base": base.per_example, "candidate": candidate.per_example},
         "paired": {name: compare(name, candidate.per_example, base.per_example).to_dict() for name in METRICS},
         "samples": samples,
-        "loss_curve": summary.pop("loss_curve"),
+        "loss_curve": loss_curve,
         "train": summary,
-        "versions": installed_versions(),
     }
 
 

@@ -26,6 +26,7 @@ def quiet_libraries(base_model: str) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["DISABLE_MLFLOW_INTEGRATION"] = "TRUE"  # logs more parameters than Azure ML accepts
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it asks for a package at import
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads give their core to the other processes
     if os.path.isdir(base_model):
         os.environ["HF_HUB_OFFLINE"] = "1"  # saving would ask the hub about the local folder, for 45 s

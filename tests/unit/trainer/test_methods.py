@@ -176,6 +176,14 @@ def test_the_card_changes_no_digest(lora, tmp_path):
     assert lora.result["model_digest"] != digest_model(folder)
 
 
+def test_the_same_seed_gives_the_same_model(lora, base, corpus, tmp_path):
+    """The same command on the same machine, dropout included: equal loss at each step, scores, weights and card."""
+    again = run(tmp_path, base, corpus, method="lora")
+    for key in ("loss_curve", "metrics", "model_digest", "adapter_digest"):
+        assert again.result[key] == lora.result[key], key
+    assert (again.package / "model" / "README.md").read_bytes() == (lora.package / "model" / "README.md").read_bytes()
+
+
 def test_a_broken_merge_packages_nothing(base, corpus, tmp_path, monkeypatch, capsys):
     """When the merged model says something else, the run fails in one line and leaves no model."""
     from peft.tuners.lora import Linear

@@ -18,7 +18,7 @@ from conftest import FACTS, SETTINGS, chat, write_chats
 
 from trainer.__main__ import main
 from trainer.evaluate import main as evaluate
-from trainer.files import digest_folder
+from trainer.files import digest_model
 
 # Runs the trainer and kills it when it opens a file whose path ends as the first argument says.
 KILLED = """
@@ -99,7 +99,7 @@ def test_the_package_loads_with_transformers_and_mlflow(trained):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     package = trained.folder / "model"
-    assert trained.result()["model_digest"] == digest_folder(package / "model")
+    assert trained.result()["model_digest"] == digest_model(package / "model")
     tokenizer = AutoTokenizer.from_pretrained(package / "model")
     AutoModelForCausalLM.from_pretrained(package / "model")
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=0)

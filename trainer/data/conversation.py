@@ -196,7 +196,7 @@ def require_characters(text: str, where: str) -> None:
     """Refuse what no tokenizer reads as the text it is."""
     if "\0" in text:
         raise RejectedRecordError(f"{where} contains a NUL character")
-    if _SURROGATE.search(text):
+    if not text.isascii() and _SURROGATE.search(text):
         raise RejectedRecordError(f"{where} contains half a surrogate pair, which is not text")
 
 

@@ -7,9 +7,13 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from trainer.data.options import SourceOptions
 from trainer.data.shapes import without_null_fields
 from trainer.errors import TrainerError
 
+# A split with at most one slice by row numbers; a share of rows needs their number, which a stream does not know.
+_SLICE = re.compile(r"(?P<name>[\w.-]+)(?:\[(?P<first>\d*):(?P<last>\d*)\])?")
+_NETWORK = (ConnectionError, TimeoutError, OSError)
 _COMMIT = re.compile(r"/([0-9a-f]{40})/")
 
 # What the hub's own errors mean to a person; their texts begin with an HTTP status.
@@ -21,24 +25,31 @@ _REASONS = {
 
 
 class HubSource:
-    """One split of a hub dataset, downloaded once and read from its memory-mapped files.
+    """One split of a hub dataset, downloaded once and read from its memory-mapped files, or streamed.
 
+    Args:
+        wanted: `source` is the dataset's id.
+        streaming: read it over the network anew for every pass, and keep nothing on the disk.
     Raises:
         TrainerError: the dataset, config, split or revision does not exist or cannot be reached.
     """
 
-    def __init__(self, name: str, config_name: str | None, split: str | None, revision: str | None) -> None:
-        self.name = name
+    def __init__(self, wanted: SourceOptions, *, streaming: bool = False) -> None:
+        self.name = wanted.source
         self.kind = "hub"
-        self.config_name = config_name
-        self.split = split or "train"
-        self.revision = revision
+        self.config_name = wanted.config
+        self.split = wanted.split or "train"
+        self.revision = wanted.revision
         self.num_bytes = self.read_bytes = 0
+        self._streaming = streaming
         self._dataset, self.resolved_revision = self._load()
 
     def records(self) -> Iterator[tuple[int, Any]]:
         """Yield (number of the record, record) in the dataset's order."""
-        yield from enumerate(map(without_null_fields, self._dataset), 1)
+        try:
+            yield from enumerate(map(without_null_fields, self._dataset), 1)
+        except _NETWORK as error:
+            raise self._explain(error) from None
 
     def describe(self) -> dict[str, Any]:
         """What the manifest says about the source."""
@@ -63,12 +74,29 @@ class HubSource:
             datasets.disable_progress_bars()
         resolved = self._resolve()
         try:
-            dataset = datasets.load_dataset(
-                self.name, self.config_name, split=self.split, revision=resolved or self.revision
-            )
+            where = {"path": self.name, "name": self.config_name, "revision": resolved or self.revision}
+            if self._streaming:
+                return self._stream(datasets, where), resolved
+            dataset = datasets.load_dataset(split=self.split, **where)
+        except TrainerError:
+            raise
         except Exception as error:  # datasets raises many kinds for a wrong name, and none in common
             raise self._explain(error) from None
         return dataset, resolved or self._cached_commit(dataset)
+
+    def _stream(self, datasets: Any, where: dict[str, Any]) -> Any:
+        """The split as a stream, its slice as rows skipped and taken."""
+        found = _SLICE.fullmatch(self.split)
+        if found is None:
+            raise TrainerError(
+                f"The split {self.split!r} of {self.name} cannot be streamed: it is no split, and no rows by number.",
+                "Write train, train[:1000] or train[1000:2000], or set streaming to false.",
+                kind="configuration",
+            )
+        stream = datasets.load_dataset(split=found["name"], streaming=True, **where)
+        first, last = int(found["first"] or 0), found["last"]
+        stream = stream.skip(first) if first else stream
+        return stream.take(max(0, int(last) - first)) if last else stream
 
     def _cached_commit(self, dataset: Any) -> str | None:
         """The commit of a cached copy, which `datasets` keeps in a folder of that name."""

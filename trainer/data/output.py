@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from trainer.errors import TrainerError
 
@@ -44,8 +44,8 @@ def whole_or_absent(output_dir: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def durable(path: Path) -> Iterator[BinaryIO]:
-    with open(path, "wb", buffering=1 << 18) as file:
+def durable(path: Path, mode: Literal["wb", "ab"] = "wb") -> Iterator[BinaryIO]:
+    with open(path, mode, buffering=1 << 18) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())

@@ -1,24 +1,24 @@
-"""Prepare a data source: canonical train and test files, the rejected records, and a manifest."""
+"""Prepare data sources: canonical train and test files, the rejected records, and a manifest."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from trainer.data import split
+from trainer.data.manifest import Tally, finish_manifest
 from trainer.data.options import DataOptions
-from trainer.data.output import durable, require_replaceable, whole_or_absent, write_durably
+from trainer.data.output import durable, require_replaceable, whole_or_absent
 from trainer.data.shapes import Conversation, to_conversation
-from trainer.data.sources import Source, choose_shape, open_source
+from trainer.data.side import Row, Side
+from trainer.data.sources import Input, Source, open_inputs, open_tests
 from trainer.data.tokens import TokenStatistics
 from trainer.data.values import RejectedRecordError, kind_of
 from trainer.errors import TrainerError
@@ -28,6 +28,7 @@ _PROGRESS_SECONDS = 5.0
 _MAX_REASON_CHARS = 300
 # Up to this many records an unlucky split gets a seed that would work suggested.
 _MAX_KEYS_KEPT = 1000
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
 
 
 class RejectedDataError(TrainerError):
@@ -40,20 +41,12 @@ class RejectedDataError(TrainerError):
 
 @dataclass(frozen=True, slots=True)
 class _Accepted:
+    """A usable record: `key` names its content, `side_key` decides its side."""
+
     conversation: Conversation
     key: bytes
+    side_key: bytes
     line: bytes
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What has been seen so far, in bounded memory."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    num_messages: int = 0
-    rejected: list[dict[str, Any]] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
-    sha256: dict[str, Any] = field(default_factory=lambda: {"train": hashlib.sha256(), "test": hashlib.sha256()})
 
 
 def prepare(options: DataOptions) -> dict[str, Any]:
@@ -61,30 +54,26 @@ def prepare(options: DataOptions) -> dict[str, Any]:
 
     Raises:
         RejectedDataError: too many records were rejected.
-        TrainerError: the source, the options or the disk do not allow it.
+        TrainerError: the sources, the options or the disk do not allow it.
     """
-    source = open_source(options.source, options)
-    test_source = open_source(options.test_source) if options.test_source else None
-    shape = choose_shape(source, options.shape, options.group_by)
+    inputs, tests = open_inputs(options), open_tests(options)
     output_dir = Path(options.output_dir).resolve()
     require_replaceable(output_dir)
     tokens = TokenStatistics(options.tokenizer, options.max_length) if options.tokenizer else None
     try:
         output_dir.parent.mkdir(parents=True, exist_ok=True)
-        with whole_or_absent(output_dir) as folder, contextlib.ExitStack() as files:
-            writer = _Writer(folder, files, tokens)
-            if test_source:
-                test_shape = choose_shape(test_source, options.shape, options.group_by)
-                test_keys = writer.write_test(test_source, test_shape, options.group_by)
-                writer.write_train(source, shape, options.group_by, test_keys)
-            else:
-                writer.write_split(source, shape, options)
-            _require_few_rejected(writer.tally, options)
-            _require_both_sides(writer.tally, options)
-            files.close()
-            manifest = _manifest(folder, writer, shape, source, test_source)
-            write_durably(folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
-            return manifest
+        with whole_or_absent(output_dir) as folder:
+            with contextlib.ExitStack() as files:
+                writer = _Writer(folder, options, files)
+                writer.write(inputs, tests)
+                _require_few_rejected(writer.tally, options, [*inputs, *tests])
+                sides = {name: side.finish() for name, side in writer.sides.items()}
+                counts = writer.tally.counts
+                counts.update({name: side.num_rows for name, side in sides.items()})
+                counts["duplicates"] = sum(side.num_repeats for side in writer.sides.values())
+                counts["left_out"] += sum(side.num_over for side in writer.sides.values())
+                _require_both_sides(writer.tally, options)
+            return finish_manifest(folder, writer.tally, sides, (inputs, tests), tokens)
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise TrainerError(
@@ -94,74 +83,73 @@ def prepare(options: DataOptions) -> dict[str, Any]:
 
 
 class _Writer:
-    """The open files of one output folder and the tally of what went into them."""
+    """The two sides of one output folder and the tally of what was read for them."""
 
-    def __init__(self, folder: Path, files: contextlib.ExitStack, tokens: TokenStatistics | None) -> None:
-        self.tally = _Tally()
-        self.tokens = tokens
-        self._files: dict[str, BinaryIO] = {
-            name: files.enter_context(durable(folder / file))
-            for name, file in (
-                ("train", "train.jsonl"),
-                ("test", "test.jsonl"),
-                ("rejected", "rejected.jsonl"),
-                ("keys", ".keys"),
-            )
+    def __init__(self, folder: Path, options: DataOptions, files: contextlib.ExitStack) -> None:
+        self.tally = Tally()
+        self.sides = {
+            name: Side(folder / f"{name}.jsonl", most=most, deduplicate=options.deduplicate)
+            for name, most in _caps(options).items()
         }
+        for side in self.sides.values():
+            files.callback(side.discard)
+        self._rejected = files.enter_context(durable(folder / "rejected.jsonl"))
+        self._options = options
         self._reported = time.monotonic()
 
-    def write_split(self, source: Source, shape: str, options: DataOptions) -> None:
-        """Send every record to the side its hash decides."""
-        for accepted in self._accepted(source, shape, options.group_by):
-            side = "test" if split.is_test(accepted.key, options.test_share, options.seed) else "train"
-            self._write(side, accepted)
+    def write(self, inputs: list[Input], tests: list[Input]) -> None:
+        """Send every record to its side: the one its hash decides, or that of its source when there is a test source.
 
-    def write_test(self, source: Source, shape: str, group_by: str | None) -> set[bytes]:
-        """Send every record to the test side; returns their keys, 16 bytes each, kept in memory."""
-        keys = set()
-        for accepted in self._accepted(source, shape, group_by):
-            keys.add(accepted.key)
-            self._write("test", accepted)
-        return keys
+        What is tested on is not trained on; its keys, 16 bytes each, are kept in memory.
+        """
+        options, test_keys = self._options, set()
+        for number, source in enumerate(tests, len(inputs)):
+            for accepted in self._accepted(source, number):
+                test_keys.add(accepted.side_key)
+                self._place("test", accepted, number, 1.0)
+        for number, source in enumerate(inputs):
+            for accepted in self._accepted(source, number):
+                if accepted.side_key in test_keys:
+                    self.tally.counts["overlap"] += 1
+                    continue
+                is_test = not tests and split.is_test(accepted.side_key, options.test_share, options.seed)
+                self._place("test" if is_test else "train", accepted, number, source.weight)
 
-    def write_train(self, source: Source, shape: str, group_by: str | None, test_keys: set[bytes]) -> None:
-        """Send every record to the train side, but for those that are also tested on."""
-        for accepted in self._accepted(source, shape, group_by):
-            if accepted.key in test_keys:
-                self.tally.counts["overlap"] += 1
-            else:
-                self._write("train", accepted)
-
-    def _accepted(self, source: Source, shape: str, group_by: str | None) -> Iterator[_Accepted]:
+    def _accepted(self, opened: Input, number: int) -> Iterator[_Accepted]:
+        source, shape, group_by = opened.source, opened.shape, self._options.group_by
         for line, record in source.records():
             self._report(source)
+            self.tally.read[number] += 1
             try:
                 if isinstance(record, RejectedRecordError):
                     raise record
                 conversation = to_conversation(record, shape)
-                key = _side_key(record, conversation, group_by)
+                key = split.content_key(conversation.messages, conversation.tools)
+                side_key = key if group_by is None else _group_key(record, group_by)
                 encoded = _encode(conversation)
             except RejectedRecordError as error:
+                self.tally.unusable[number] += 1
                 self._reject({"file": source.name, "line": line, "reason": str(error)[:_MAX_REASON_CHARS]})
                 continue
-            yield _Accepted(conversation, key, encoded)
+            if len(self.tally.keys) < _MAX_KEYS_KEPT:
+                self.tally.keys.append(side_key)
+            yield _Accepted(conversation, key, side_key, encoded)
 
-    def _write(self, side: str, accepted: _Accepted) -> None:
-        tally, messages = self.tally, accepted.conversation.messages
-        self._files[side].write(accepted.line)
-        self._files["keys"].write(split.content_key(messages, accepted.conversation.tools))
-        tally.sha256[side].update(accepted.line)
-        tally.counts[side] += 1
-        tally.counts["trimmed"] += accepted.conversation.trimmed
-        tally.num_messages += len(messages)
-        if len(tally.keys) < _MAX_KEYS_KEPT:
-            tally.keys.append(accepted.key)
-        if self.tokens:
-            self.tokens.add(messages)
+    def _place(self, name: str, accepted: _Accepted, source: int, weight: float) -> None:
+        """Write a conversation as often as its weight says; what is tested on is never repeated."""
+        messages, seed = accepted.conversation.messages, self._options.seed
+        copies = 1 if weight == 1 else split.num_copies(accepted.key, weight, seed)
+        copies = min(copies, 1) if name == "test" else copies
+        self.tally.counts["left_out"] += copies == 0
+        key, trimmed = split.exact_key(messages, accepted.key), accepted.conversation.trimmed
+        for copy in range(copies):
+            rank = 0 if self._options.max_examples is None else split.rank(accepted.key, copy, seed)
+            row = Row(key, copy, rank, len(accepted.line), len(messages), source, trimmed)
+            self.sides[name].add(accepted.line, row)
 
     def _reject(self, rejected: dict[str, Any]) -> None:
         self.tally.counts["rejected"] += 1
-        self._files["rejected"].write(_line(rejected))
+        self._rejected.write(_line(rejected))
         if len(self.tally.rejected) < NUM_REJECTED_LISTED:
             self.tally.rejected.append(rejected)
 
@@ -169,15 +157,21 @@ class _Writer:
         now = time.monotonic()
         if now - self._reported >= _PROGRESS_SECONDS:
             self._reported = now
-            counts = self.tally.counts
             share = f" ({source.read_bytes / source.num_bytes:.0%})" if source.read_bytes else ""
-            num = counts["train"] + counts["test"]
+            num = self.tally.read.total() - self.tally.counts["rejected"]
             print(f"Prepared {num} conversations of {source.name}{share}", file=sys.stderr, flush=True)
 
 
-def _side_key(record: dict[str, Any], conversation: Conversation, group_by: str | None) -> bytes:
-    if group_by is None:
-        return split.content_key(conversation.messages, conversation.tools)
+def _caps(options: DataOptions) -> dict[str, int | None]:
+    """Most conversations of each side; together the cap, in the proportion of the split."""
+    most = options.max_examples
+    if most is None or options.test_source:
+        return {"train": most, "test": None}
+    num_test = max(1, round(most * options.test_share))
+    return {"train": most - num_test, "test": num_test}
+
+
+def _group_key(record: dict[str, Any], group_by: str) -> bytes:
     value = record.get(group_by)
     if value is None or isinstance(value, dict | list) or value == "":
         raise RejectedRecordError(f"the group key {group_by!r} is {kind_of(value) if value != '' else 'empty'}")
@@ -188,9 +182,8 @@ def _encode(conversation: Conversation) -> bytes:
     carried = {
         key: value
         for key, value in conversation.metadata.items()
-        if key not in ("messages", "tools")
-        and not isinstance(value, bytes)
-        and value == value  # NaN is a missing number
+        # NaN is a missing number.
+        if key not in ("messages", "tools") and not isinstance(value, bytes) and value == value
     }
     tools = {"tools": conversation.tools} if conversation.tools else {}
     try:
@@ -202,64 +195,44 @@ def _encode(conversation: Conversation) -> bytes:
 
 
 def _line(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, allow_nan=False, default=str) + "\n").encode("utf-8")
+    return (_ENCODER.encode(value) + "\n").encode("utf-8")
 
 
-def _require_few_rejected(tally: _Tally, options: DataOptions) -> None:
-    num_rejected = tally.counts["rejected"]
-    num_read = num_rejected + tally.counts["train"] + tally.counts["test"] + tally.counts["overlap"]
+def _require_few_rejected(tally: Tally, options: DataOptions, inputs: list[Input]) -> None:
+    num_rejected, num_read = tally.counts["rejected"], tally.read.total()
     if num_read == 0:
-        raise TrainerError(f"The data source {options.source} holds no records.")
-    if num_rejected <= options.max_rejected_share * num_read and num_rejected < num_read:
-        return
-    raise RejectedDataError(
-        f"{num_rejected} of {num_read} records of {options.source} were rejected; max_rejected_share "
-        f"{options.max_rejected_share:g} allows {int(options.max_rejected_share * num_read)}.",
-        "Mend them, or allow a share that covers them." if num_rejected < num_read else "Mend them.",
-        tally.rejected,
-    )
+        raise TrainerError(f"The data source {options.label} holds no records.")
+    if num_rejected > options.max_rejected_share * num_read or num_rejected == num_read:
+        raise RejectedDataError(
+            f"{num_rejected} of {num_read} records of {options.label} were rejected; max_rejected_share "
+            f"{options.max_rejected_share:g} allows {int(options.max_rejected_share * num_read)}.",
+            "Mend them, or allow a share that covers them." if num_rejected < num_read else "Mend them.",
+            tally.rejected,
+        )
+    for number, opened in enumerate(inputs):
+        if tally.unusable[number] and tally.unusable[number] == tally.read[number]:
+            raise RejectedDataError(
+                f"All {tally.read[number]} records of {opened.source.name} were rejected.",
+                "Mend them, or leave that source out.",
+                [item for item in tally.rejected if item["file"] == opened.source.name],
+            )
 
 
-def _require_both_sides(tally: _Tally, options: DataOptions) -> None:
+def _require_both_sides(tally: Tally, options: DataOptions) -> None:
     num_train, num_test = tally.counts["train"], tally.counts["test"]
     if num_train and num_test:
         return
     if options.test_source:
         raise TrainerError(
-            f"No conversation is left to train on: all {tally.counts['overlap']} of {options.source} "
-            f"are also in the test source {options.test_source}.",
+            f"No conversation is left to train on: all {tally.counts['overlap']} of {options.label} "
+            f"are also in the test source {options.test_source.source}.",
             "Name another test source.",
         )
     empty = "test" if num_train else "train"
     seed = split.nearest_working_seed(tally.keys, options.test_share)
     advice = f"set the seed to {seed}, " if seed is not None else ""
     raise TrainerError(
-        f"The {empty} side is empty: all {num_train + num_test} conversations of {options.source} "
+        f"The {empty} side is empty: all {num_train + num_test} conversations of {options.label} "
         f"fall on the other side with test_share {options.test_share:g} and seed {options.seed}.",
         f"Add records, {advice}change test_share, or name a test_source.",
     )
-
-
-def _manifest(folder: Path, writer: _Writer, shape: str, source: Source, test_source: Source | None) -> dict[str, Any]:
-    tally = writer.tally
-    keys = folder / ".keys"
-    tally.counts["duplicates"] = split.count_duplicates(keys)
-    keys.unlink()
-    sha256 = {side: digest.hexdigest() for side, digest in tally.sha256.items()}
-    names = ("train", "test", "rejected", "duplicates", "overlap", "trimmed")
-    manifest = {
-        "train_file": "train.jsonl",
-        "test_file": "test.jsonl",
-        "sha256": sha256,
-        "digest": hashlib.sha256(f"{sha256['train']}\n{sha256['test']}\n".encode()).hexdigest(),
-        "counts": {name: tally.counts[name] for name in names},
-        "num_messages": tally.num_messages,
-        "shape": shape,
-        "source": {"resolved_revision": None, **source.describe()},
-        "rejected": tally.rejected,
-    }
-    if test_source:
-        manifest["test_source"] = {"resolved_revision": None, **test_source.describe()}
-    if writer.tokens:
-        manifest["tokens"] = writer.tokens.summary()
-    return manifest

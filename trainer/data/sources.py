@@ -1,42 +1,23 @@
-"""Where records come from: opening a file or a hub dataset by name, and finding its format and shape."""
+"""What the named sources are: local files and hub datasets, each opened, with its shape and its weight."""
 
 from __future__ import annotations
 
-import codecs
 import difflib
-import os
 import re
-import stat
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.data.options import DataOptions
-from trainer.data.readers import READERS, RawRecord, read_lines
-from trainer.data.shapes import KNOWN_COLUMNS, SHAPE_COLUMNS, explain_columns, shape_of
-from trainer.data.values import RejectedRecordError
+from trainer.data.listing import EXTENSIONS, is_pattern, list_files
+from trainer.data.local_file import FileSource
+from trainer.data.options import DataOptions, SourceOptions
+from trainer.data.readers import RawRecord
+from trainer.data.shapes import SHAPE_COLUMNS, explain_columns, shape_of
 from trainer.errors import TrainerError
 
-EXTENSIONS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-}
-_FORMATS = "Give a JSONL, JSON, CSV or Parquet file."
-_PACKED = {
-    b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "zip",
-    b"BZh": "bzip2",
-    b"\xfd7zX": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-}
-
-
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:#(.+))?")
-_HUB_ONLY = ("config_name", "split", "revision")
+_HUB_ONLY = ("config", "split", "revision")
 # The shape and the columns are looked for in this many records at the start of the source.
 _NUM_SHAPE_RECORDS = 100
 
@@ -55,35 +36,113 @@ class Source(Protocol):
         """What the manifest says about the source."""
 
 
-def open_source(name: str, options: DataOptions | None = None) -> Source:
-    """Open what a name means: an existing path, else `owner/name` or `owner/name#split` on the hub.
+@dataclass(frozen=True, slots=True)
+class Input:
+    """An opened source, the shape of its records and how often each is trained on."""
+
+    source: Source
+    shape: str
+    weight: float
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest says about the source and its part in the whole."""
+        return {"resolved_revision": None, **self.source.describe(), "shape": self.shape, "weight": self.weight}
+
+
+def open_inputs(options: DataOptions) -> list[Input]:
+    """Open every source of the options, files in their order.
+
+    Raises:
+        TrainerError: there is no such file or dataset, one is named twice, or the options do not fit it.
+    """
+    hub_defaults = {"config": options.config_name, "split": options.split, "revision": options.revision}
+    _require_hub_set(options, hub_defaults)
+    inputs, seen = [], set()
+    for wanted in options.sources:
+        if is_hub_id(wanted.source):
+            given: dict[str, Any] = {key: getattr(wanted, key) or hub_defaults[key] for key in _HUB_ONLY}
+            wanted = replace(wanted, **given)
+        for source in open_source(wanted, streaming=options.streaming):
+            described = str(source.describe())
+            if described in seen:
+                raise TrainerError(
+                    f"The data source {source.name} is named twice.",
+                    "Name it once; its weight says how often it is trained on.",
+                    kind="configuration",
+                )
+            seen.add(described)
+            inputs.append(_input(source, wanted, options))
+    return inputs
+
+
+def open_tests(options: DataOptions) -> list[Input]:
+    """Open the files or the dataset of the test source; none when the test side is a share of the sources."""
+    if options.test_source is None:
+        return []
+    opened = open_source(options.test_source, streaming=options.streaming)
+    return [_input(source, options.test_source, options) for source in opened]
+
+
+def open_source(wanted: SourceOptions, *, streaming: bool = False) -> list[Source]:
+    """Open what a name means: existing files, else `owner/name` or `owner/name#split` on the hub.
 
     Raises:
         TrainerError: there is no such file or dataset, or the options do not fit it.
     """
-    path = Path(name).expanduser()
-    hub_id = _HUB_ID.fullmatch(name)
-    if hub_id and path.suffix.lower() not in EXTENSIONS and not path.parent.exists():
-        from trainer.data.hub import HubSource
-
-        config_name, split, revision = (getattr(options, key, None) for key in _HUB_ONLY)
-        if split and hub_id[2]:
-            raise TrainerError(
-                f"The data source {name} names a split, and split {split!r} is given too.",
-                "Leave one of them out.",
-                kind="configuration",
-            )
-        return HubSource(hub_id[1], config_name, hub_id[2] or split, revision)
-    source = FileSource(path)
+    if is_hub_id(wanted.source):
+        return [_open_dataset(wanted, streaming)]
     for key in _HUB_ONLY:
-        value = getattr(options, key, None)
+        if (value := getattr(wanted, key)) is not None:
+            raise _not_for_files(key, value, wanted.source)
+    files = list_files(wanted.source)
+    if not files and is_pattern(wanted.source):
+        raise TrainerError(f"The data source {wanted.source} matches no file.", f"It was looked for from {Path.cwd()}.")
+    return [FileSource(path) for path in files or [Path(wanted.source).expanduser()]]
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is one of a hub dataset and not of a file."""
+    path = Path(name).expanduser()
+    found = _HUB_ID.fullmatch(name)
+    return bool(found and path.suffix.lower() not in EXTENSIONS and not path.parent.exists())
+
+
+def _open_dataset(wanted: SourceOptions, streaming: bool) -> Source:
+    from trainer.data.hub import HubSource
+
+    found = _HUB_ID.fullmatch(wanted.source)
+    assert found is not None
+    if wanted.split and found[2]:
+        raise TrainerError(
+            f"The data source {wanted.source} names a split, and split {wanted.split!r} is given too.",
+            "Leave one of them out.",
+            kind="configuration",
+        )
+    return HubSource(replace(wanted, source=found[1], split=found[2] or wanted.split), streaming=streaming)
+
+
+def _require_hub_set(options: DataOptions, hub_defaults: dict[str, str | None]) -> None:
+    """Settings of hub datasets, and no hub dataset among the sources: something was meant that does not happen."""
+    if any(is_hub_id(wanted.source) for wanted in options.sources):
+        return
+    for key, value in hub_defaults.items():
         if value is not None:
-            raise TrainerError(
-                f"{key} {value!r} is for hub datasets, but the data source {name} is a local file.",
-                f"Leave {key} out.",
-                kind="configuration",
-            )
-    return source
+            raise _not_for_files("config_name" if key == "config" else key, value, options.label)
+    if options.streaming and not (options.test_source and is_hub_id(options.test_source.source)):
+        raise _not_for_files("streaming", True, options.label)
+
+
+def _not_for_files(key: str, value: Any, name: str) -> TrainerError:
+    return TrainerError(
+        f"{key} {value!r} is for hub datasets, but the data source {name} is a local file.",
+        f"Leave {key} out.",
+        kind="configuration",
+    )
+
+
+def _input(source: Source, wanted: SourceOptions, options: DataOptions) -> Input:
+    shape = choose_shape(source, wanted.shape or options.shape, options.group_by)
+    return Input(source, shape, float(wanted.weight))
 
 
 def choose_shape(source: Source, wanted: str = "auto", group_by: str | None = None) -> str:
@@ -126,122 +185,3 @@ def _seen(columns: dict[str, None], wanted: str) -> str:
     near = difflib.get_close_matches(wanted, columns, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"Columns seen: {', '.join(map(repr, columns))}.{hint}"
-
-
-class FileSource:
-    """One local file, opened anew for every pass.
-
-    Raises:
-        TrainerError: the file is missing, empty, unreadable or of no known format.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.name = os.fsencode(path).decode("utf-8", errors="replace")
-        self.kind = "file"
-        self.num_bytes = _require_file(self.path)
-        self.read_bytes = 0
-        self.format = _format_of(self.path)
-
-    def records(self) -> Iterator[RawRecord]:
-        """Yield (line or record number, record or RejectedRecordError) in the file's order."""
-        if self.format == "parquet":
-            from trainer.data.parquet import read_parquet
-
-            yield from read_parquet(self.path)
-            return
-        with open(self.path, "rb") as file:
-            if file.read(3) != codecs.BOM_UTF8:
-                file.seek(0)
-            for item in READERS[self.format](file):
-                self.read_bytes = file.tell()
-                yield item
-
-    def describe(self) -> dict[str, Any]:
-        """What the manifest says about the source."""
-        return {"kind": self.kind, "name": self.name, "format": self.format, "num_bytes": self.num_bytes}
-
-
-def _require_file(path: Path) -> int:
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            names = sorted(item.name for item in path.iterdir() if item.suffix.lower() in EXTENSIONS)[:5]
-            inside = f" It holds {', '.join(names)}." if names else ""
-            raise TrainerError(f"The data source {path} is a folder, not a file.{inside}", "Name one file.")
-        if not stat.S_ISREG(status.st_mode):
-            raise TrainerError(f"The data source {path} is not a regular file.", _FORMATS)
-        with open(path, "rb"):
-            pass
-    except (FileNotFoundError, NotADirectoryError):
-        raise TrainerError(f"The data source {path} does not exist.", _nearest_file(path)) from None
-    except PermissionError:
-        raise TrainerError(
-            f"The data source {path} may not be read by this user.", "Give yourself the right to."
-        ) from None
-    except OSError as error:
-        raise TrainerError(f"The data source {path} cannot be read: {error.strerror}.") from None
-    if status.st_size == 0:
-        raise TrainerError(f"The data source {path} is empty.", _FORMATS)
-    return status.st_size
-
-
-def _nearest_file(path: Path) -> str:
-    try:
-        names = [item.name for item in path.parent.iterdir()]
-    except OSError:
-        return f"The folder {path.parent} does not exist either; it is looked for from {Path.cwd()}."
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"Did you mean {path.parent / near[0]}?" if near else f"It was looked for in {path.parent.resolve()}."
-
-
-def _format_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        head = file.read(4096)
-    for magic, name in _PACKED.items():
-        if head.startswith(magic):
-            raise TrainerError(f"The data source {path} is packed ({name}).", f"Unpack it first. {_FORMATS}")
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise TrainerError(f"The data source {path} is UTF-16 text.", "Save it as UTF-8.")
-    by_name = EXTENSIONS.get(path.suffix.lower())
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if by_name == "parquet":
-        raise TrainerError(f"The data source {path} is not a Parquet file: it lacks Parquet's first bytes.")
-    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    if by_name == "csv":
-        return "csv"
-    # A JSON array is told from a (bad) line that is a list by the object it opens with.
-    if start.startswith(b"[") and (by_name == "json" or start[1:].lstrip().startswith((b"{", b"]"))):
-        return "json"
-    if by_name == "jsonl" or not start:
-        return "jsonl"
-    if start.startswith(b"{"):
-        return _lines_or_refuse(path)
-    if by_name is None and {name.strip().lower() for name in _first_cells(start)} & set(KNOWN_COLUMNS):
-        return "csv"
-    if by_name == "json":
-        raise TrainerError(f"The data source {path} is not JSON: it starts with {_shown(start)}.", _FORMATS)
-    raise TrainerError(f"The data source {path} is of no known type: it starts with {_shown(start)}.", _FORMATS)
-
-
-def _lines_or_refuse(path: Path) -> str:
-    """A .json file that starts with an object is JSON Lines; one object over many lines is refused."""
-    with open(path, "rb") as file:
-        _, first = next((item for item in read_lines(file)), (0, None))
-    pretty = isinstance(first, RejectedRecordError) and ("at character" in str(first))
-    if pretty and path.suffix.lower() == ".json":
-        raise TrainerError(
-            f"The data source {path} holds one JSON object over several lines, not a list of records.",
-            "Save the list itself as a JSON array.",
-        )
-    return "jsonl"
-
-
-def _first_cells(start: bytes) -> list[str]:
-    line = start.split(b"\n", 1)[0].decode("utf-8", errors="replace")
-    return re.split(r'[",;\t]+', line)
-
-
-def _shown(start: bytes) -> str:
-    return repr(start[:20].decode("utf-8", errors="replace"))

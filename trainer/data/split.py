@@ -1,7 +1,7 @@
-"""Which side of the train/test split a conversation is on, decided by nothing but itself.
+"""On which side of the split a conversation is, how often and whether at all: decided by nothing but itself.
 
-The side is a seeded hash of the conversation (or of its group key), compared with the test share. It does
-not depend on other records, so a growing data set never moves a conversation to the other side.
+Each is a seeded hash of the conversation (the side also of its group key), compared with a share. None depends on
+other records, so a growing data set never moves a conversation to the other side, and never exchanges a sample.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-_PASS_ROWS = 500_000
 KEY_BYTES = 16
 
 
@@ -42,6 +40,30 @@ def is_test(key: bytes, test_share: float, seed: int) -> bool:
     return int.from_bytes(digest[:8]) < test_share * 2**64
 
 
+def num_copies(key: bytes, weight: float, seed: int) -> int:
+    """How often a conversation is taken: `weight` times on average, so 0.3 takes three in ten, and 2 each twice.
+
+    A greater weight takes all that a smaller one does.
+    """
+    whole = int(weight)
+    return whole + (_share(b"weight", key, seed) < (weight - whole) * 2**64)
+
+
+def rank(key: bytes, copy: int, seed: int) -> int:
+    """Where a conversation stands among those of which a cap takes the first, below 2**64."""
+    return _share(b"rank%d" % copy, key, seed)
+
+
+def exact_key(messages: list[dict[str, Any]], key: bytes) -> bytes:
+    """The content key, told apart by which answers are learned."""
+    flags = bytes("train" not in message for message in messages)
+    return key if all(flags) else hashlib.blake2b(key + flags, digest_size=KEY_BYTES).digest()
+
+
+def _share(purpose: bytes, key: bytes, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(b"%d:%s:%s" % (seed, purpose, key)).digest()[:8])
+
+
 def nearest_working_seed(keys: Iterable[bytes], test_share: float) -> int | None:
     """The first seed below 100 that leaves neither side empty, if any."""
     keys = list(keys)
@@ -49,22 +71,3 @@ def nearest_working_seed(keys: Iterable[bytes], test_share: float) -> int | None
         if len({is_test(key, test_share, seed) for key in keys}) == 2:
             return seed
     return None
-
-
-def count_duplicates(keys_file: Path) -> int:
-    """Count the keys that are repeats of another, in a file of 16-byte keys.
-
-    Keys lie on disk and are counted one range of first bytes at a time, so that memory stays bounded.
-    """
-    num_keys = keys_file.stat().st_size // KEY_BYTES
-    num_passes = min(256, num_keys // _PASS_ROWS + 1)
-    num_distinct = 0
-    for turn in range(num_passes):
-        seen = set()
-        with open(keys_file, "rb") as file:
-            while block := file.read(KEY_BYTES * 4096):
-                for at in range(0, len(block), KEY_BYTES):
-                    if block[at] % num_passes == turn:
-                        seen.add(block[at : at + KEY_BYTES])
-        num_distinct += len(seen)
-    return num_keys - num_distinct

@@ -43,13 +43,13 @@ def shared_tmp() -> Iterator[Path]:
 
 def _make_folder(path: Path) -> None:
     path.mkdir()
-    (path / "inside.jsonl").write_text("{}\n")
+    (path / "inside.txt").write_text("{}\n")
 
 
 # kind -> (file name, its bytes or how to make it, what the error says)
 BAD_FILES = {
     "missing": ("chats.jsonl", None, "does not exist"),
-    "a folder": ("chats", _make_folder, "is a folder, not a file. It holds inside.jsonl."),
+    "a folder": ("chats", _make_folder, "is a folder without data files"),
     "a pipe": ("chats.jsonl", os.mkfifo, "not a regular file"),
     "empty": ("chats.jsonl", b"", "is empty"),
     "only blank lines": ("chats.jsonl", b"\n \n", "holds no records"),

@@ -134,15 +134,53 @@ def test_a_cached_dataset_is_read_when_the_hub_is_out_of_reach(hub: str, tmp_pat
     assert after["source"]["resolved_revision"] == COMMIT
 
 
+def test_a_streamed_dataset_is_sampled_without_keeping_it(hub: str, tmp_path: Path) -> None:
+    """Streamed and downloaded, the same seed and cap give the same bytes; streamed, no data is left on the disk."""
+    digests = []
+    for name, more in (("streamed", ["--streaming"]), ("whole", [])):
+        arguments = ["--source", DATASET, "--split", "train_sft[100:900]", "--max-examples", "100", *more]
+        done = _prepare(hub, tmp_path / name, *arguments, "--output-dir", str(tmp_path / "out"))
+        assert done.returncode == 0, done.stderr
+        manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+        assert manifest["counts"]["left_out"] == 700
+        assert manifest["source"]["resolved_revision"] == COMMIT
+        digests.append(manifest["digest"])
+    assert digests[0] == digests[1]
+    kept = {
+        name: sum(path.stat().st_size for path in (tmp_path / name).rglob("*") if path.is_file())
+        for name in ("streamed", "whole")
+    }
+    assert kept["streamed"] < len(FILES["train_sft.jsonl"]) / 10 < kept["whole"], kept
+
+
+def test_a_hub_dataset_and_a_file_are_mixed(hub: str, tmp_path: Path) -> None:
+    """Each source has its own split, shape and weight, and the manifest says what came of it."""
+    (tmp_path / "own.jsonl").write_text('{"prompt": "Q?", "completion": "A."}\n' * 40)
+    sources = [{"source": DATASET, "split": "train_sft[:100]"}, {"source": str(tmp_path / "own.jsonl"), "weight": 2}]
+    arguments = [word for source in sources for word in ("--source", json.dumps(source))]
+    test_source = json.dumps({"source": DATASET, "split": "train_sft[50:60]", "revision": "v1"})
+    done = _prepare(
+        hub, tmp_path / "hf", *arguments, "--test-source", test_source, "--output-dir", str(tmp_path / "out")
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert [(one["shape"], one["counts"]["train"], one["counts"]["test"]) for one in manifest["sources"]] == [
+        ("messages", 90, 0),
+        ("prompt-completion", 80, 0),
+        ("messages", 0, 10),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--source", DATASET, "--streaming", "--split", "train_sft[:5%]"], "cannot be streamed"),
         (["--source", "someone/nothing"], "someone/nothing"),
         (["--source", DATASET, "--revision", "v9"], "revision v9"),
         (["--source", DATASET, "--split", "trian"], "train_sft"),
         (["--source", DATASET, "--config-name", "other"], "config other"),
     ],
-    ids=["dataset", "revision", "split", "config"],
+    ids=["a share of a stream", "dataset", "revision", "split", "config"],
 )
 def test_a_wrong_name_is_one_line(hub: str, tmp_path: Path, arguments: list[str], said: str) -> None:
     """An unknown dataset, revision, split or config is one line naming it, exit code 2, and no output."""

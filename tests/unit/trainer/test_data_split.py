@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trainer.data import split
+from trainer.data import side, split
 from trainer.data.__main__ import main
 
 ROOT = Path(__file__).parents[3]
@@ -90,11 +90,13 @@ def test_duplicates_are_counted_the_same_in_one_pass_and_in_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The passes that bound memory do not change the number."""
-    keys = tmp_path / "keys"
-    keys.write_bytes(b"".join(split.group_key(num % 700) for num in range(1000)))
-    assert split.count_duplicates(keys) == 300
-    monkeypatch.setattr(split, "_PASS_ROWS", 10)
-    assert split.count_duplicates(keys) == 300
+    records = [_record(num % 70, id=num) for num in range(100)]
+    source, counts = _write(tmp_path / "chats.jsonl", records), []
+    for rows in (500_000, 10):
+        monkeypatch.setattr(side, "_PASS_ROWS", rows)
+        _prepare(source, tmp_path / "out")
+        counts.append(json.loads((tmp_path / "out/manifest.json").read_text())["counts"]["duplicates"])
+    assert counts == [30, 30]
 
 
 def test_a_group_stays_on_one_side(tmp_path: Path) -> None:

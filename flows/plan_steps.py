@@ -85,7 +85,7 @@ def _inputs(config: PipelineConfig, found: Survey) -> list[PlanStep]:
         else _of("base model", label, base.origin)
     ]
     if data is None:
-        return [*told, _step("data", UNKNOWN, config.data.source, _why_not(found, "data"))]
+        return [*told, _step("data", UNKNOWN, config.data.label, _why_not(found, "data"))]
     name = f"{data.digest[:12]}: {data.num_train:,} to train, {data.num_test:,} to test"
     return [*told, _of("data", name, data.origin)]
 

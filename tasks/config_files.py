@@ -14,12 +14,13 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tasks.config import WORKSPACE_VARIABLES, AzurePlatformConfig, LocalPlatformConfig, PipelineConfig
+from tasks.config import WORKSPACE_VARIABLES, AzurePlatformConfig, LocalPlatformConfig, PipelineConfig, SourceConfig
 from tasks.platforms.errors import ConfigError
 from trainer.config import TrainConfig
 
 MAX_CONFIG_BYTES = 1 << 20
-_FILE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
+_FILE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+_KINDS_OF_SOURCE = ("a name", "several", "a mapping")
 # (section, key) of values that may be paths, and so are made absolute at the edge.
 _PATHS = (("data", "source"), ("data", "test_source"), ("model", "base"), ("platform", "home"), ("cost", "prices"))
 
@@ -172,23 +173,36 @@ def _flatten(values: Any, prefix: str = "") -> list[str]:
 
 def looks_like_path(value: str, base: Path) -> bool:
     """Tell a file or folder from a hub id."""
-    return value.startswith((".", "/", "~")) or value.lower().endswith(_FILE_SUFFIXES) or os.path.exists(base / value)
+    is_named_so = value.startswith((".", "/", "~")) or value.lower().endswith(_FILE_SUFFIXES)
+    return is_named_so or "*" in value or "?" in value or os.path.exists(base / value)
 
 
 def _make_paths_absolute(values: dict[str, Any], base: Path, keys: set[str]) -> None:
     for section, key in _PATHS:
         block = values.get(section)
-        value = block.get(key) if isinstance(block, dict) else None
-        if f"{section}.{key}" not in keys or not isinstance(value, str) or not value or "://" in value:
-            continue
-        if key == "home" or looks_like_path(value, base):
-            # normpath, not resolve(): a symbolic link is the user's own name for the place.
-            block[key] = os.path.normpath(base / os.path.expanduser(value))  # type: ignore[index]
+        named = f"{section}.{key}"
+        if isinstance(block, dict) and any(given == named or given.startswith(f"{named}.") for given in keys):
+            block[key] = _absolute(block.get(key), base, is_path=key == "home")
+
+
+def _absolute(value: Any, base: Path, *, is_path: bool = False) -> Any:
+    """A path made absolute, and those of the sources in a list; what is no path is left as it is."""
+    if isinstance(value, list | tuple):
+        return [_absolute(item, base) for item in value]
+    if isinstance(value, dict) and "source" in value:
+        return {**value, "source": _absolute(value["source"], base)}
+    if not isinstance(value, str) or not value or "://" in value or not (is_path or looks_like_path(value, base)):
+        return value
+    # normpath, not resolve(): a symbolic link is the user's own name for the place.
+    return os.path.normpath(base / os.path.expanduser(value))
 
 
 def _keys_at(location: tuple[Any, ...], kind: str) -> list[str]:
     model: Any = PipelineConfig
     for part in location:
+        if isinstance(part, int) or part == "test_source":
+            model = SourceConfig
+            continue
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return []
         known = model.model_fields.get(str(part))
@@ -208,7 +222,7 @@ def _first_mistake(error: ValidationError) -> str:
     mistakes = sorted(error.errors(), key=lambda m: (m["loc"][-1:] != ("kind",), m["type"] != "extra_forbidden"))
     mistake = mistakes[0]
     kind = mistake["loc"][1] if mistake["loc"][:1] == ("platform",) and len(mistake["loc"]) > 1 else ""
-    location = tuple(part for part in mistake["loc"] if part not in ("local", "azure"))
+    location = tuple(part for part in mistake["loc"] if part not in ("local", "azure", *_KINDS_OF_SOURCE))
     key = ".".join(str(part) for part in location)
     value = mistake.get("input")
     message = re.sub(r"^(Value error, |\w+ should (be|have) )", "", mistake["msg"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tasks.config import WORKSPACE_VARIABLES
-from tasks.config_files import build_config, load_config, resolve_config
+from tasks.config_files import build_config, load_config, resolve_config, with_absolute_paths
 from tasks.platforms.errors import ConfigError, PhiflowError
 from tasks.platforms.local.preflight import require_source
 
@@ -26,9 +26,9 @@ GOOD = "name: support\ndata: {source: chats.jsonl}\n"
 def write(tmp_path: Path) -> Callable[..., Path]:
     """Write a configuration: a good one, with more lines when given, or the text as it is."""
 
-    def write(more: str = "", *, text: str | None = None) -> Path:
+    def write(more: str = "", *, source: str = "chats.jsonl", text: str | None = None) -> Path:
         path = tmp_path / "run.yaml"
-        path.write_text(GOOD + more if text is None else text, encoding="utf-8")
+        path.write_text(GOOD.replace("chats.jsonl", source) + more if text is None else text, encoding="utf-8")
         return path
 
     return write
@@ -346,6 +346,51 @@ def test_paths_are_relative_to_who_gave_them(
     config = load_config(path, ["data.source=chats.jsonl", "data.test_source=../test.csv"])
     assert config.data.source == str(tmp_path / "elsewhere" / "chats.jsonl")
     assert config.data.test_source == str(tmp_path / "test.csv")
+
+
+def test_paths_of_several_sources_are_made_absolute(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patterns, folders and the sources of a list are relative to the file or the working directory, ids are left."""
+    (tmp_path / "more").mkdir()
+    path = write("", source="[a.jsonl, 'chats/*', ./more, owner/name, {source: b.jsonl, weight: 0.3}]")
+    config = load_config(path)
+    names = [str(tmp_path / name) for name in ("a.jsonl", "chats/*", "more")]
+    assert [source.source for source in config.data.sources] == [*names, "owner/name", str(tmp_path / "b.jsonl")]
+    assert [source.weight for source in config.data.sources] == [1, 1, 1, 1, 0.3]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    overrides = ["data.source=[x.jsonl, {source: y.jsonl}]", "data.test_source={source: t.jsonl}"]
+    config = load_config(path, overrides)
+    assert [source.source for source in config.data.sources] == [
+        str(Path.cwd() / name) for name in ("x.jsonl", "y.jsonl")
+    ]
+    assert config.data.tests is not None and config.data.tests.source == str(Path.cwd() / "t.jsonl")
+    assert load_config(path, ["data.source=../*.jsonl"]).data.source == str(tmp_path / "*.jsonl")
+    again = with_absolute_paths(build_config(config.model_dump(mode="json"), "again"))
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("[]", ("data.source",)),
+        ("['']", ("data.source.0",)),
+        ("[a.jsonl, {source: b.jsonl, wieght: 2}]", ("'data.source.1.wieght'", "did you mean 'weight'")),
+        ("[{source: b.jsonl, weight: 0}]", ("data.source.0.weight", "0")),
+        ("[{weight: 2}]", ("'data.source.0.source' is missing",)),
+        ("[{source: b.jsonl, shape: alpca}]", ("data.source.0.shape", "'alpca'")),
+        ("{source: a.jsonl}", ("data.source",)),
+        ("[7]", ("data.source.0", "7")),
+    ],
+)
+def test_a_mistake_in_a_source_names_its_place(
+    write: Callable[..., Path], source: str, wanted: tuple[str, ...]
+) -> None:
+    """One line says which of several sources, which key, and what is right."""
+    line = mistake(write("", source=source))
+    for part in wanted:
+        assert part in line
 
 
 def test_home_folder_is_expanded(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = {f"tasks.platforms.{name}" for name in ("refs", "upkeep", "port", "errors", "connect")}
-# What an adapter may use from outside itself; trainer.files and trainer.config are the standard library alone.
+# What an adapter may use from outside itself; of the trainer what is the standard library alone.
 FOR_ADAPTERS = {
     f"tasks.platforms.{name}" for name in ("refs", "upkeep", "port", "errors", "contracts", "events", "retention")
 } | {"tasks.config"}
@@ -124,7 +124,7 @@ def test_adapter_keeps_to_itself(path: Path) -> None:
     stands_on = {"tasks.platforms.azure": "tasks.platforms.local"}.get(itself, itself)
     assert of(seen, "prefect") == set()
     assert of(seen, "tasks") - of(seen, itself, stands_on) <= FOR_ADAPTERS
-    assert of(seen, "trainer") <= {"trainer.files", "trainer.config"}
+    assert of(seen, "trainer") <= {"trainer.files", "trainer.config", "trainer.data.listing"}
 
 
 def test_values_and_errors_do_no_io() -> None:

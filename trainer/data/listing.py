@@ -27,9 +27,12 @@ def list_files(name: str) -> list[Path]:
 
     A folder stands for the data files in it, a pattern (`*`, `?`, `[...]`, `**`) for the files that match; neither
     for hidden ones, and either may be empty. Any other name stands for itself, whether there is such a file or not.
+
+    Raises:
+        OSError: the folder cannot be read.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         return sorted(file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS and _is_shown(file))
     if not is_pattern(name):
         return [path]

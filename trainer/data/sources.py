@@ -94,7 +94,10 @@ def open_source(wanted: SourceOptions, *, streaming: bool = False) -> list[Sourc
     for key in _HUB_ONLY:
         if (value := getattr(wanted, key)) is not None:
             raise _not_for_files(key, value, wanted.source)
-    files = list_files(wanted.source)
+    try:
+        files = list_files(wanted.source)
+    except OSError as error:
+        raise TrainerError(f"The folder {wanted.source} cannot be read: {error.strerror}.") from None
     if not files and is_pattern(wanted.source):
         raise TrainerError(f"The data source {wanted.source} matches no file.", f"It was looked for from {Path.cwd()}.")
     return [FileSource(path) for path in files or [Path(wanted.source).expanduser()]]

@@ -17,10 +17,16 @@ from tasks.platforms.azure.deployments import require_request_time
 from tasks.platforms.azure.infrastructure import cluster_name
 from tasks.platforms.azure.preparation import require_file
 from tasks.platforms.azure.quota.need import read_needs, require_startable
-from tasks.platforms.azure.sources import is_remote, open_remote, registered_model
+from tasks.platforms.azure.sources import (
+    data_elsewhere,
+    data_here,
+    is_elsewhere,
+    is_remote,
+    open_remote,
+    registered_model,
+)
 from tasks.platforms.errors import (
     ConfigError,
-    DataError,
     Failure,
     PermissionDeniedError,
     TransientPlatformError,
@@ -59,10 +65,8 @@ def require_runnable(config: PipelineConfig, workspace: Workspace) -> None:
     workspace.token("arm")
     _ = workspace.properties
     _require_startable(config, workspace)
-    for key in ("source", "test_source"):
-        source = getattr(config.data, key)
-        if is_remote(source):
-            require_file(open_remote(workspace, source, f"data.{key}"), source)
+    for key, address in data_elsewhere(config.data):
+        require_file(open_remote(workspace, address, key), address)
 
 
 def _require_startable(config: PipelineConfig, workspace: Workspace) -> None:
@@ -110,15 +114,9 @@ def _look(what: str, look: Callable[[], T]) -> T | None:
 
 def _require_source(data: DataConfig) -> None:
     """The local rules for what is not in Azure; a file in Azure is looked at when somebody is signed in."""
-    if is_remote(data.source):
-        for key, default in (("config", ""), ("split", "train"), ("revision", "")):
-            if (value := getattr(data, key)) != default:
-                raise DataError(
-                    f"data.{key} '{value}' is for hub data sets, but data.source {data.source} is a file.",
-                    fix=f"Leave data.{key} out.",
-                )
-    elsewhere = {key: "" for key in ("source", "test_source") if is_remote(getattr(data, key))}
-    local.require_source(data.model_copy(update=elsewhere))
+    if all(source.is_file or is_elsewhere(source) for source in data.sources):
+        local.require_no_hub_settings(data, data.label)
+    local.require_source(data_here(data))
 
 
 def _require_base_model(model: ModelConfig) -> None:

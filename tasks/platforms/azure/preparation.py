@@ -16,16 +16,25 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from tasks.platforms.azure.sources import Remote, is_remote, open_remote, registered_model, workspace_model
+from tasks.platforms.azure.sources import (
+    Remote,
+    data_elsewhere,
+    data_here,
+    is_elsewhere,
+    is_remote,
+    open_remote,
+    registered_model,
+    workspace_model,
+)
 from tasks.platforms.azure.translate import translated
 from tasks.platforms.errors import ConfigError, DataError, NotFoundError, PermissionDeniedError, PhiflowError
 from tasks.platforms.local.files import digest_files, file_lock, write_atomic
-from tasks.platforms.local.preflight import BUILTIN
-from tasks.platforms.local.preparation import builtin_key, data_key
+from tasks.platforms.local.preflight import BUILTIN, require_source
+from tasks.platforms.local.preparation import builtin_key, data_key, identify
 from tasks.platforms.refs import BaseModelRef, DataManifest, EnvironmentRef, Origin, digest_of
 
 if TYPE_CHECKING:
-    from tasks.config import DataConfig, ModelConfig
+    from tasks.config import DataConfig, ModelConfig, SourceConfig
     from tasks.platforms.azure.client import Workspace
     from tasks.platforms.local.local_platform import LocalPlatform
 
@@ -55,12 +64,11 @@ class Preparation:
     ) -> DataManifest:
         """Adopt the prepared data of this input, or prepare it here and upload it under its digest."""
         with self._hub_token():
-            identity, revision = self._source_identity(data)
+            identity, pinned = self._source_identity(data)
         key = data_key(identity, data, base, max_length)
         manifest = self._read_manifest(key)
         reused = manifest is not None
         if manifest is None:
-            pinned = data.model_copy(update={"revision": revision})
             prepared = self._prepare(pinned, base, environment, max_length)
             if create:
                 self._upload_data(key, prepared)
@@ -83,18 +91,24 @@ class Preparation:
 
     # Data
 
-    def _source_identity(self, data: DataConfig) -> tuple[list[str], str]:
-        """What the sources are now, and the commit of a hub data set among them."""
+    def _source_identity(self, data: DataConfig) -> tuple[list[str], DataConfig]:
+        """What the sources are now, wherever they lie, and the data at that state."""
+        require_source(data_here(data))
+        addresses = dict((address, key) for key, address in reversed(data_elsewhere(data)))
         identity: list[str] = []
-        elsewhere: dict[str, str] = {}
-        for key in ("source", "test_source"):
-            source = getattr(data, key)
-            if is_remote(source):
-                remote = open_remote(self._workspace, source, f"data.{key}")
-                identity += [source, require_file(remote, source)]
-                elsewhere[key] = ""
-        here, revision = self._this_machine.preparation.source_identity(data.model_copy(update=elsewhere))
-        return [*identity, *here], revision
+
+        def pin(source: SourceConfig) -> SourceConfig:
+            if not is_elsewhere(source):
+                found, source = identify(source)
+                identity.extend(found)
+                return source
+            address = source.source
+            settings = source.model_dump(mode="json", include={"weight", "shape"}, exclude_defaults=True)
+            version = require_file(open_remote(self._workspace, address, addresses[address]), address)
+            identity.extend(["source", address, version, *([json.dumps(settings, sort_keys=True)] if settings else [])])
+            return source
+
+        return identity, data.with_sources(pin)
 
     def _read_manifest(self, key: str) -> dict[str, Any] | None:
         storage = self._workspace.storage
@@ -110,9 +124,7 @@ class Preparation:
         self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int
     ) -> DataManifest:
         here = self._this_machine.ensure_environment(environment.name)
-        data = data.model_copy(
-            update={"source": self._local(data.source), "test_source": self._local(data.test_source)}
-        )
+        data = data.with_sources(self._local)
         with self._hub_token():
             tokenizer = replace(base, location=self._tokenizer(base, here))
             return self._this_machine.prepare_data(data, tokenizer, here, max_length)
@@ -149,17 +161,18 @@ class Preparation:
         link.unlink(missing_ok=True)
         link.symlink_to(train_file)
 
-    def _local(self, source: str) -> str:
+    def _local(self, source: SourceConfig) -> SourceConfig:
         """A file in Azure as one of this machine, downloaded once; any other source as it is."""
-        if not is_remote(source):
+        if not is_elsewhere(source):
             return source
-        remote = open_remote(self._workspace, source, "data.source")
-        version = digest_of(source, require_file(remote, source))[:16]
+        address = source.source
+        remote = open_remote(self._workspace, address, "data.source")
+        version = digest_of(address, require_file(remote, address))[:16]
         target = self._home.path("azure", "sources", version, PurePosixPath(remote.path).name)
-        with file_lock(target.parent.with_suffix(".lock"), _DOWNLOAD_SECONDS, f"data {source}"):
+        with file_lock(target.parent.with_suffix(".lock"), _DOWNLOAD_SECONDS, f"data {address}"):
             if not target.exists():
                 remote.storage.download_file(remote.path, target)
-        return str(target)
+        return source.model_copy(update={"source": str(target), "config": "", "split": "", "revision": ""})
 
     # Base model
 

@@ -12,6 +12,7 @@ from tasks.platforms.errors import ConfigError
 if TYPE_CHECKING:
     from azure.storage.blob import ContainerClient
 
+    from tasks.config import DataConfig, SourceConfig
     from tasks.platforms.azure.client import Workspace
 
 _DATASTORE = re.compile(
@@ -42,6 +43,23 @@ class Remote:
 def is_remote(address: str) -> bool:
     """Whether it lies in Azure: neither a file here nor an id on the hub."""
     return address.startswith(("azureml:", "abfss://", "abfs://"))
+
+
+def is_elsewhere(source: SourceConfig) -> bool:
+    """Whether a source of data lies in Azure."""
+    return is_remote(source.source)
+
+
+def data_here(data: DataConfig) -> DataConfig:
+    """The data without the sources that lie in Azure."""
+    return data.with_sources(lambda source: None if is_elsewhere(source) else source)
+
+
+def data_elsewhere(data: DataConfig) -> list[tuple[str, str]]:
+    """(key of the configuration, address) of each source that lies in Azure."""
+    named = [("data.source", source) for source in data.sources]
+    named += [("data.test_source", data.tests)] if data.tests else []
+    return [(key, source.source) for key, source in named if is_elsewhere(source)]
 
 
 def open_remote(workspace: Workspace, address: str, key: str) -> Remote:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.platforms.errors import PermissionDeniedError
 from tasks.platforms.local.checking import failed, passed, warned
-from tasks.platforms.local.preflight import BUILTIN, require_base_model, require_source
+from tasks.platforms.local.preflight import BUILTIN, require_base_model, require_files, require_source
 from tasks.platforms.local.preparation import hub_commit
 from tasks.platforms.upkeep import Check
 
@@ -39,20 +39,23 @@ def check_base_model(model: ModelConfig, hub_token_secret: str | None = None) ->
 
 def check_data(data: DataConfig) -> Iterator[Check]:
     """Whether the data can be read; of the hub's, whether it is there."""
-    sources = [source for source in (data.source, data.test_source) if source]
+    sources = [*data.sources, *([data.tests] if data.tests else [])]
     if not sources:  # it lies elsewhere
         return
     require_source(data)
     for source in sources:
-        if Path(source).is_absolute():
-            yield passed("data", f"{source}, {Path(source).stat().st_size / 1e3:,.0f} kB")
+        name = source.source
+        if source.is_file:
+            files = require_files(name)
+            several = f" in {len(files)} files" if len(files) > 1 else ""
+            yield passed("data", f"{name}, {sum(path.stat().st_size for path in files) / 1e3:,.0f} kB{several}")
             continue
         try:
-            commit = hub_commit(source, data.revision, "dataset")
+            commit = hub_commit(name, source.revision, "dataset")
         except PermissionDeniedError as error:
-            yield failed("data", error.message, f"Accept its terms at {_page(f'datasets/{source}')}, and set HF_TOKEN")
+            yield failed("data", error.message, f"Accept its terms at {_page(f'datasets/{name}')}, and set HF_TOKEN")
             return
-        yield passed("data", f"{source} at {commit[:12]}")
+        yield passed("data", f"{name} at {commit[:12]}")
 
 
 def check_memory(config: PipelineConfig) -> Iterator[Check]:

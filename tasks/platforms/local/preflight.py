@@ -11,9 +11,10 @@ from tasks.platforms.errors import ConfigError, ConflictError, DataError
 from tasks.platforms.local.chat import program_name
 from tasks.platforms.local.services import Services
 from tasks.platforms.local.state import LEAST_FREE_BYTES, Home, project_folder
+from trainer.data.listing import list_files
 
 if TYPE_CHECKING:
-    from tasks.config import DataConfig, ModelConfig, PipelineConfig
+    from tasks.config import DataConfig, ModelConfig, PipelineConfig, SourceConfig
 
 BUILTIN = "builtin/tiny-phi3"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -71,36 +72,58 @@ def require_source(data: DataConfig) -> None:
     """Refuse a source that can be seen to be wrong without any environment.
 
     Raises:
-        DataError: missing, a folder, empty or unreadable; or hub settings for a file.
+        DataError: missing, empty or unreadable; or hub settings for a file.
     """
-    if Path(data.source).is_absolute():
-        for key, default in (("config", ""), ("split", "train"), ("revision", "")):
-            if (value := getattr(data, key)) != default:
-                raise DataError(
-                    f"data.{key} '{value}' is for hub data sets, but data.source {data.source} is a file.",
-                    fix=f"Leave data.{key} out.",
-                )
-    for source in filter(None, (data.source, data.test_source)):
-        path = Path(source)
-        if not path.is_absolute():
-            if not HUB_ID.fullmatch(source):
-                raise DataError(
-                    f"data.source '{source}' is neither a file here nor a hub data set's id.",
-                    fix="Name a file, or an id such as HuggingFaceH4/ultrachat_200k.",
-                )
-            continue
-        if os.path.isdir(path):
-            raise DataError(f"Data {source} is a folder, not a file.", fix="Name one file in it.")
-        try:
-            with path.open("rb") as file:
-                if not file.read(1):
-                    raise DataError(f"Data {source} is empty.", fix="Name a file with chats.")
-        except FileNotFoundError as error:
-            raise DataError(f"Data {source} does not exist.", fix="Check data.source.") from error
-        except PermissionError as error:
+    tests = (data.tests,) if data.tests else ()
+    if data.sources and all(source.is_file for source in data.sources):
+        require_no_hub_settings(data, data.label)
+    for source in (*data.sources, *tests):
+        if source.is_file:
+            require_no_hub_settings(source, source.source)
+            for path in require_files(source.source):
+                _require_readable(path)
+        elif not HUB_ID.fullmatch(source.source):
             raise DataError(
-                f"Data {source} may not be read by this user.", fix="Give this user read permission."
-            ) from error
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            reason = getattr(error, "strerror", None) or error
-            raise DataError(f"Data {source!r} cannot be read: {reason}.", fix="Check data.source.") from error
+                f"data.source '{source.source}' is neither a file here nor a hub data set's id.",
+                fix="Name a file, or an id such as HuggingFaceH4/ultrachat_200k.",
+            )
+
+
+def require_no_hub_settings(settings: DataConfig | SourceConfig, name: str) -> None:
+    """Refuse settings of hub data sets for what is a file."""
+    for key, default in (("config", ""), ("split", "train"), ("revision", ""), ("streaming", False)):
+        if (value := getattr(settings, key, default)) not in (default, ""):
+            raise DataError(
+                f"data.{key} '{value}' is for hub data sets, but data.source {name} is a file.",
+                fix=f"Leave data.{key} out.",
+            )
+
+
+def require_files(source: str) -> list[Path]:
+    """The files of a source of this machine: itself, those in a folder, or those that match a pattern.
+
+    Raises:
+        DataError: there are none, or the folder cannot be read.
+    """
+    try:
+        files = list_files(source)
+    except OSError as error:
+        raise DataError(f"Data {source} cannot be read: {error.strerror}.", fix="Check data.source.") from error
+    if not files:
+        what = "is a folder without data files" if os.path.isdir(source) else "matches no file"
+        raise DataError(f"Data {source} {what}.", fix="Name a file with chats.")
+    return files
+
+
+def _require_readable(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise DataError(f"Data {path} is empty.", fix="Name a file with chats.")
+    except FileNotFoundError as error:
+        raise DataError(f"Data {path} does not exist.", fix="Check data.source.") from error
+    except PermissionError as error:
+        raise DataError(f"Data {path} may not be read by this user.", fix="Give this user read permission.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"Data {str(path)!r} cannot be read: {reason}.", fix="Check data.source.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -19,13 +20,13 @@ from tasks.platforms.errors import (
     TransientPlatformError,
 )
 from tasks.platforms.local.files import digest_files, file_lock, read_json
-from tasks.platforms.local.preflight import BUILTIN, HUB_ID, require_base_model, require_source
+from tasks.platforms.local.preflight import BUILTIN, HUB_ID, require_base_model, require_files, require_source
 from tasks.platforms.local.state import KEEP_BYTECODE, Home, project_folder
 from tasks.platforms.refs import BaseModelRef, DataManifest, EnvironmentRef, Origin, digest_of
 from trainer.files import sha256_file
 
 if TYPE_CHECKING:
-    from tasks.config import DataConfig, ModelConfig
+    from tasks.config import DataConfig, ModelConfig, SourceConfig
 
 _log = logging.getLogger(__name__)
 _INPUT_ERROR = 2
@@ -40,15 +41,14 @@ class Preparation:
 
     def data(self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int) -> DataManifest:
         """Run `trainer.data` in the training environment unless its output for this input exists."""
-        source, revision = self.source_identity(data)
-        code = self._home.snapshot(project_folder("trainer"), "trainer")
+        source, pinned = self.source_identity(data)
         key = data_key(source, data, base, max_length)
         folder = self._home.folder("data") / key
         with file_lock(self._home.path("data", f".{key}.lock"), 3600, f"data {key}"):
             reused = _is_whole(folder)
             if not reused:
                 shutil.rmtree(folder, ignore_errors=True)
-                self._run_data(data, revision, base, environment, max_length, code, folder)
+                self._run_data(pinned, base, environment, max_length, folder)
         reason = "the source and its settings are unchanged" if reused else "no data with this content"
         return _manifest(folder, Origin(reused=reused, reason=reason))
 
@@ -82,46 +82,58 @@ class Preparation:
         reason = "built before" if reused else "built now, from its recipe"
         return _base(BUILTIN, "", digest_files(folder), str(folder), Origin(reused=reused, reason=reason))
 
-    def source_identity(self, data: DataConfig) -> tuple[list[str], str]:
-        """What a source is now: the content of files, the commit of a hub data set; and that commit."""
+    def source_identity(self, data: DataConfig) -> tuple[list[str], DataConfig]:
+        """What the sources are now: the content of files, the commits of hub data sets; and the data at those."""
         require_source(data)
-        identities, revision = [], data.revision
-        for source in filter(None, (data.source, data.test_source)):
-            if Path(source).is_absolute():
-                identities.append(sha256_file(source))
-            else:
-                revision = hub_commit(source, data.revision, "dataset")
-                identities += [source, revision]
-        return identities, revision
+        identity: list[str] = []
+
+        def pin(source: SourceConfig) -> SourceConfig:
+            found, pinned = identify(source)
+            identity.extend(found)
+            return pinned
+
+        return identity, data.with_sources(pin)
 
     def _run_data(
-        self,
-        data: DataConfig,
-        revision: str,
-        base: BaseModelRef,
-        environment: EnvironmentRef,
-        max_length: int,
-        code: Path,
-        folder: Path,
+        self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int, folder: Path
     ) -> None:
-        command = ["trainer.data", "--source", data.source, "--output-dir", str(folder)]
-        options: dict[str, Any] = {}
-        if not Path(data.source).is_absolute():
-            options = {"--config-name": data.config, "--split": data.split, "--revision": revision}
-        options |= {
+        command = ["trainer.data", "--output-dir", str(folder)]
+        for source in data.sources:
+            command += ["--source", _source_argument(source)]
+        options: dict[str, Any] = {
             "--shape": data.shape,
             "--group-by": data.group_by,
             "--test-share": data.test_share,
-            "--test-source": data.test_source,
+            "--test-source": _source_argument(data.tests) if data.tests else "",
             "--seed": data.seed,
             "--max-rejected-share": data.max_rejected_share,
+            "--max-examples": data.max_examples or "",
             "--tokenizer": base.location,
             "--max-length": max_length,
         }
         for option, value in options.items():
             if value != "":
                 command += [option, str(value)]
-        _run_in(environment, code, command, f"Data {data.source}", DataError)
+        command += [f"--{name}" for name in ("streaming", "deduplicate") if getattr(data, name)]
+        code = self._home.snapshot(project_folder("trainer"), "trainer")
+        _run_in(environment, code, command, f"Data {data.label}", DataError)
+
+
+def identify(source: SourceConfig) -> tuple[list[str], SourceConfig]:
+    """What names one source now, its own settings included, and the source at that state."""
+    settings = source.model_dump(mode="json", exclude={"source", "revision"}, exclude_defaults=True)
+    told = ["source", *([json.dumps(settings, sort_keys=True)] if settings else [])]
+    if source.is_file:
+        return [*told, *(sha256_file(path) for path in require_files(source.source))], source
+    commit = hub_commit(source.source, source.revision, "dataset")
+    return [*told, source.source, commit], source.model_copy(update={"revision": commit})
+
+
+def _source_argument(source: SourceConfig) -> str:
+    """A source as `python -m trainer.data` reads it: a name, or JSON when there is more to say."""
+    local = {"config", "split", "revision"} if source.is_file else set()
+    values = source.model_dump(mode="json", exclude=local, exclude_defaults=True)
+    return json.dumps(values, ensure_ascii=False) if len(values) > 1 else source.source
 
 
 def data_key(source: list[str], data: DataConfig, base: BaseModelRef, max_length: int) -> str:
@@ -130,7 +142,8 @@ def data_key(source: list[str], data: DataConfig, base: BaseModelRef, max_length
     Args:
         source: what `source_identity` says of the source.
     """
-    settings = data.model_dump(mode="json", exclude={"source", "test_source", "revision"})
+    settings = data.model_dump(mode="json", exclude={"source", "test_source", "revision", "streaming"})
+    settings["has_test_source"] = bool(data.test_source)
     data_code = digest_files(project_folder("trainer", "data"))
     return digest_of(source, settings, base.digest, max_length, data_code)[:16]
 

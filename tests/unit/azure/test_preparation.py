@@ -130,6 +130,23 @@ def test_data_of_the_workspace_is_prepared_by_its_content(fresh: Callable[[], An
             fresh()[0].data(missing, base(), ENVIRONMENT, 256)
 
 
+def test_sources_here_and_in_the_workspace_are_mixed(fresh: Callable[[], Any], workspace: Any, tmp_path: Path) -> None:
+    """In the order of the configuration, each with its weight; either changing makes other data."""
+    here, there = tmp_path / "chats.jsonl", "raw/more.jsonl"
+    here.write_text(CHATS)
+    workspace.storage.write(there, CHATS.replace('"q', '"r').encode())
+    address = f"azureml://datastores/workspaceblobstore/paths/{there}"
+    data = DataConfig(source=[{"source": address, "weight": 2}, str(here)])
+    made = fresh()[0].data(data, base(), ENVIRONMENT, 256)
+    sources = json.loads(Path(made.manifest_file).read_text())["sources"]
+    assert [(Path(one["name"]).name, one["weight"]) for one in sources] == [("more.jsonl", 2), ("chats.jsonl", 1)]
+    assert fresh()[0].data(data, base(), ENVIRONMENT, 256).origin.reused
+    lighter = DataConfig(source=[{"source": address, "weight": 1}, str(here)])
+    assert not fresh()[0].data(lighter, base(), ENVIRONMENT, 256).origin.reused
+    workspace.storage.write(there, CHATS.replace('"q', '"s').encode())
+    assert not fresh()[0].data(data, base(), ENVIRONMENT, 256).origin.reused
+
+
 def test_bad_data_says_which_record(fresh: Callable[[], Any], workspace: Any, tmp_path: Path) -> None:
     """A rejected record is named as on this machine, and nothing is uploaded."""
     source = tmp_path / "chats.jsonl"

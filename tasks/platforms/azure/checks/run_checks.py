@@ -23,7 +23,7 @@ from tasks.platforms.azure.checks.quota import check_quota
 from tasks.platforms.azure.checks.sign_in import check_login, check_network, check_subscription
 from tasks.platforms.azure.infrastructure import cluster_name
 from tasks.platforms.azure.preparation import require_file
-from tasks.platforms.azure.sources import is_remote, open_remote, registered_model
+from tasks.platforms.azure.sources import data_elsewhere, data_here, is_remote, open_remote, registered_model
 from tasks.platforms.local import checks as local
 from tasks.platforms.local.checking import all_at_once, carried_out, passed
 from tasks.platforms.upkeep import Check, Outcome
@@ -70,9 +70,7 @@ def _here(config: PipelineConfig, purpose: Purpose) -> list[Named]:
         return list(local.checks_of_installation(config))
     environments = (config.environment.training, config.environment.chat)
     checks = [*local.checks_of_installation(config), *local.checks_of_machine(config, environments)]
-    elsewhere = {key: "" for key in ("source", "test_source") if is_remote(getattr(config.data, key))}
-    data = config.data.model_copy(update=elsewhere)
-    checks.append(("data", functools.partial(local.check_data, data)))
+    checks.append(("data", functools.partial(local.check_data, data_here(config.data))))
     if is_remote(config.model.base):
         checks.append(("base model", functools.partial(_registered, config.model.base)))
     else:
@@ -98,14 +96,12 @@ def _remote_data(facts: Facts) -> list[Named]:
     """Data that lies in Azure is looked at where it lies."""
     if not facts.has_workspace:
         return []
-    sources = {key: getattr(facts.config.data, key) for key in ("source", "test_source")}
     return [
-        (f"data.{key}", functools.partial(_read_remote, facts, key, source))
-        for key, source in sources.items()
-        if is_remote(source)
+        (key, functools.partial(_read_remote, facts, key, address))
+        for key, address in data_elsewhere(facts.config.data)
     ]
 
 
 def _read_remote(facts: Facts, key: str, source: str) -> Iterator[Check]:
-    require_file(open_remote(facts.workspace, source, f"data.{key}"), source)
+    require_file(open_remote(facts.workspace, source, key), source)
     yield passed("data", source)

@@ -43,6 +43,6 @@ def training_arguments(run: Run) -> TrainingArguments:
         disable_tqdm=True,
         dataloader_pin_memory=hardware.device != "cpu",
     )
-    # transformers would refuse it, since it does not know that every evaluation saves a checkpoint then.
+    # transformers would refuse it above, for want of evaluations that it knows of.
     arguments.load_best_model_at_end = bool(config.early_stopping_patience)
     return arguments

@@ -37,20 +37,23 @@ class Evaluations(TrainerCallback):
         self.every = {"no": 0, "steps": self.config.eval_steps, "epoch": steps_an_epoch}[strategy]
         self._point_to_best(args, state)
         control.should_training_stop = self._is_over(state)
+        told = [entry["step"] for entry in state.log_history if "eval_loss" in entry]
+        args.eval_on_start = self._is_due(state) and state.global_step not in told  # what an interruption left out
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask for an evaluation where one is due."""
-        control.should_evaluate = bool(self.every) and (
-            state.global_step % self.every == 0 or state.global_step >= state.max_steps
-        )
+        """Ask for an evaluation where one is due; a run that was told to stop has no time for it."""
+        told_to_stop = control.should_training_stop and state.global_step < state.max_steps
+        control.should_evaluate = self._is_due(state) and not told_to_stop
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """With early stopping keep what was evaluated, and stop when it is over."""
+        """With early stopping keep what was evaluated, remember the best, and stop when it is over."""
         if not self.config.early_stopping_patience:
             return
         control.should_save = True
+        losses = held_out_losses(state)
+        if losses.index(min(losses)) == len(losses) - 1:
+            state.best_metric, state.best_global_step = losses[-1], state.global_step
         if self._is_over(state):
-            losses = held_out_losses(state)
             log.info(
                 "Stopped early step=%d reason=no lower eval_loss than %.4f in %d evaluations",
                 state.global_step, min(losses), self.config.early_stopping_patience,
@@ -64,6 +67,10 @@ class Evaluations(TrainerCallback):
     def num_left(self, step: int, last: int) -> int:
         """How many evaluations are to come after a step, if none stops the training."""
         return math.ceil(last / self.every) - step // self.every if self.every and step < last else 0
+
+    def _is_due(self, state: Any) -> bool:
+        step = state.global_step
+        return bool(self.every and step) and (step % self.every == 0 or step >= state.max_steps)
 
     def _is_over(self, state: Any) -> bool:
         losses = held_out_losses(state)

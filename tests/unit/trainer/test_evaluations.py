@@ -14,6 +14,7 @@ pytest.importorskip("torch", reason="runs in the training environment")
 from conftest import FACTS, SETTINGS, chat, write_chats
 
 from trainer.__main__ import main
+from trainer.checkpoints import mark_complete, written_files
 from trainer.config import TrainConfig, TrainConfigError
 from trainer.evaluations import Evaluations
 
@@ -93,6 +94,22 @@ def test_resumed_it_stops_where_it_would_have(stopped, tiny_model, corpus, tmp_p
     assert again["model_digest"] == result["model_digest"]
 
 
+def test_an_evaluation_that_an_interruption_left_out_is_made_up_for(stopped, tiny_model, corpus, tmp_path):
+    """Resumed at a step whose evaluation is not in the checkpoint, a run evaluates first, and ends as it would have."""
+    job, result, evaluations = stopped
+    shutil.copytree(job.folder / "checkpoints", tmp_path / "checkpoints")
+    last = result["train"]["num_steps"]
+    path = tmp_path / "checkpoints" / f"checkpoint-{last}" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    state["log_history"] = [each for each in state["log_history"] if each["step"] < last or "eval_loss" not in each]
+    path.write_text(json.dumps(state))
+    mark_complete(path.parent, last, written_files(path.parent, 0))
+    other = Job(tmp_path, tiny_model, corpus)
+    assert other.run()["model_digest"] == result["model_digest"]
+    assert [event["step"] for event in other.evaluations()] == [last]
+    assert other.evaluations()[0]["loss"] == evaluations[-1]["loss"]
+
+
 def test_the_loss_weighs_every_token_alike(stopped, tiny_model, corpus, tmp_path):
     """An evaluation in the training gives what the evaluation after it gives, batches of unequal numbers of tokens."""
     job = Job(tmp_path, tiny_model, corpus, early_stopping_patience=0, max_steps=2, eval_strategy="epoch")
@@ -114,7 +131,7 @@ def test_when_it_evaluates(settings, steps):
     evaluations = Evaluations(TrainConfig(**settings))
     args = SimpleNamespace(gradient_accumulation_steps=2)
     state = SimpleNamespace(global_step=0, max_steps=8, log_history=[], best_global_step=None)
-    control = SimpleNamespace()
+    control = SimpleNamespace(should_training_stop=False)
     evaluations.on_train_begin(args, state, control, train_dataloader=range(5))
     due = []
     for step in range(1, 9):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from trainer.config import TrainConfig, TrainConfigError
+from trainer.console import Console, find_console
 from trainer.errors import EXIT_INPUT, TrainerError
 from trainer.interruption import Interrupted
 from trainer.ranks import is_first
@@ -48,6 +49,8 @@ def explained() -> Iterator[Outcome]:
     except (Exception, Interrupted) as error:
         outcome.error = error.error if isinstance(error, Interrupted) else as_trainer_error(error)
         outcome.exit_code = outcome.error.exit_code
+        if console := find_console():
+            console.status("")
         if outcome.error.kind == "bug":
             traceback.print_exc()
         print(f"error: {outcome.error}", file=sys.stderr, flush=True)
@@ -112,9 +115,7 @@ def require_file(path: Path, option: str) -> None:
 
 def log_to_console() -> None:
     """Show the trainer's own lines on standard output; libraries, and all processes but the first, from warnings up."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.getLogger("trainer").addHandler(handler)
+    logging.getLogger("trainer").addHandler(Console())
     logging.getLogger("trainer").setLevel(logging.INFO if is_first() else logging.WARNING)
     # What the libraries will drop in their next versions is for whoever raises the pins.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|mlflow)\b")

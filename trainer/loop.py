@@ -47,8 +47,11 @@ class RowTrainer(SavingTrainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass."""
         lines = inputs.pop("lines", ())
-        self.watcher.step_tokens += inputs["input_ids"].numel()
         loss = super().training_step(model, inputs, *args, **kwargs)
         self.guard.saw(loss, lines)
-        self.watcher.loss = loss.item() * self.args.gradient_accumulation_steps
+        self.watcher.saw(inputs, loss)
         return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        self.watcher.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self.watcher.grad_norm

@@ -114,22 +114,26 @@ def _callbacks(run: Run) -> list[Any]:
     from trainer.callbacks import ProgressCallback
     from trainer.evaluations import Evaluations
 
-    reporting = run.reporting
-    return [
-        ProgressCallback(reporting.events, reporting.tracker, reporting.interruption),
-        Evaluations(run.config),
-    ]
+    evaluations = Evaluations(run.config)
+    num_tokens = sum(len(chat.input_ids) for chat in run.eval_chats)
+    return [ProgressCallback(run.reporting.events, run.reporting.tracker, evaluations, num_tokens), evaluations]
 
 
 def _summary(run: Run, trainer: Any, seconds: float) -> dict[str, Any]:
     """What result.json says of the training under `train`."""
+    from trainer.callbacks import memory_bytes
+
     watcher = trainer.watcher
     return {
         "num_steps": trainer.state.global_step,
         "num_epochs": round(trainer.state.epoch or 0.0, 3),
         "seconds": round(seconds, 2),
         "num_tokens": watcher.num_tokens,
+        "num_supervised_tokens": watcher.num_supervised_tokens,
         "tokens_per_second": round(watcher.num_tokens / seconds, 1),
+        "supervised_tokens_per_second": round(watcher.num_supervised_tokens / seconds, 1),
+        "mfu": watcher.mfu,
+        "peak_memory_bytes": memory_bytes(),
         "num_examples": len(run.train_chats),
         "num_processes": world_size(),
         "device": run.hardware.device.partition(":")[0],

@@ -99,12 +99,14 @@ class ProgressCallback(TrainerCallback):
             self.loss_curve.append([step, logs["loss"]])
             rate = self.pace.tokens_per_second
             self.rates.append([step, round(rate, 1)])
-            points: dict[str, float] = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+            points: dict[str, float] = {
+                name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs
+            }
             points |= {"tokens_per_second": rate, "memory_gib": memory_bytes() / 2**30}
             points |= {"supervised_tokens_per_second": self.pace.supervised_tokens_per_second}
             points |= {} if self.mfu is None else {"mfu": self.mfu}
             for name, value in points.items():
-                self.tracker.point(f"train_{name}", float(value), step)
+                self.tracker.point(f"train_{name}", value, step)
         elif logs and "eval_loss" in logs:
             self.events.emit("evaluation", step=step, loss=logs["eval_loss"])
             self.tracker.point("eval_loss", float(logs["eval_loss"]), step)

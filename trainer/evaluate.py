@@ -23,6 +23,7 @@ from trainer.events import Verdict
 from trainer.files import digest_model, write_atomic
 from trainer.hardware import choose_hardware
 from trainer.model import (
+    choose_threads,
     ensure_pad_token,
     fitting_length,
     load_model,
@@ -143,10 +144,13 @@ def _evaluate_folder(options: argparse.Namespace, config: TrainConfig) -> dict[s
 
     tokenizer = load_tokenizer(folder)
     adapt_template(tokenizer, None)  # a model is scored with the rendering it is served with
-    config = replace(config, max_length=fitting_length(read_model_config(folder, None), config.max_length))
+    model_config = read_model_config(folder, None)
+    config = replace(config, max_length=fitting_length(model_config, config.max_length))
     encoded, stop_token_ids = encode_chats(chats, tokenizer, config.max_length, options.eval_file.name)
-    hardware = choose_hardware(config)
+    hardware = choose_hardware(config, model_config)
     model = load_model(folder, None, hardware, held_as_stored(hardware))
+    mean_length = sum(len(chat.input_ids) for chat in encoded) / len(encoded)
+    choose_threads(model, config.per_device_eval_batch_size * mean_length)
     ensure_pad_token(tokenizer, model, stop_token_ids)
     stop_at(model, tokenizer, stop_token_ids)
     evaluation = evaluate_model(model, tokenizer, encoded, config, hardware.bf16)

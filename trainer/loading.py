@@ -13,6 +13,7 @@ from trainer.evaluate import evenly_chosen
 from trainer.hardware import choose_hardware
 from trainer.job import Reporting, Run, TrainJob
 from trainer.model import (
+    choose_threads,
     ensure_pad_token,
     fitting_length,
     load_model,
@@ -39,15 +40,14 @@ def load_run(job: TrainJob, reporting: Reporting) -> Run:
     from transformers import set_seed
 
     set_seed(job.config.seed)
-    hardware = choose_hardware(job.config)
+    require_reachable(job.base_model, job.revision)
+    model_config = read_model_config(job.base_model, job.revision)
+    hardware = choose_hardware(job.config, model_config)
     for reason in hardware.reasons:
         log.info("Chose %s", reason)
-
-    require_reachable(job.base_model, job.revision)
     tokenizer = load_tokenizer(job.base_model, job.revision)
     for reason in adapt_template(tokenizer, job.config.system_message):
         log.info("Chose %s", reason)
-    model_config = read_model_config(job.base_model, job.revision)
     max_length = fitting_length(model_config, job.config.max_length)
 
     train_chats, stop_token_ids = encode_chats(chats, tokenizer, max_length, job.train_file.name)
@@ -58,6 +58,8 @@ def load_run(job: TrainJob, reporting: Reporting) -> Run:
     model = load_model(job.base_model, job.revision, hardware, held_to_train(job.config.method, hardware))
     ensure_pad_token(tokenizer, model, stop_token_ids)
     stop_at(model, tokenizer, stop_token_ids)
+    mean_length = sum(len(chat.input_ids) for chat in train_chats) / len(train_chats)
+    choose_threads(model, job.config.per_device_train_batch_size * mean_length)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("Loaded base_model=%s num_parameters=%d", job.base_model, num_parameters)
     return Run(

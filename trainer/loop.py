@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from trainer.callbacks import ProgressCallback
+from trainer.chat_template import IGNORED
 from trainer.evaluations import held_out_loss
 from trainer.saving import SavingTrainer
 
@@ -29,7 +30,8 @@ class RowTrainer(SavingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Sum over this batch's supervised tokens, divided by the whole step's."""
-        num_learned = (inputs["labels"] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        inputs = {name: value for name, value in inputs.items() if name != "lines"}
+        num_learned = (inputs["labels"] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         outputs = model(**inputs)
         loss = outputs.loss / num_learned
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:

@@ -67,6 +67,7 @@ def autocast(device: str, bf16: bool) -> contextlib.AbstractContextManager[Any]:
 
 def _scored(model: Any, batch: dict[str, Any]) -> list[ChatLoss]:
     labels, ends = batch.pop("labels")[0], batch["cu_seq_lens_q"]
+    batch.pop("lines")
     hidden = model.base_model(**batch, use_cache=False).last_hidden_state[0]
     places = (labels != IGNORED).nonzero()[:, 0]  # each is foreseen by the state before it
     chats = torch.bucketize(places, ends.to(places.dtype), right=True) - 1

@@ -14,7 +14,8 @@ from trainer.hardware import Hardware
 
 log = logging.getLogger(__name__)
 
-_SMALL = 20_000_000  # parameters; on two busy cores, two threads took five times as long as one for 2 million
+# FLOPs of a forward and backward pass; on two busy cores, two threads took five times as long as one for 2 GFLOP.
+_FEW_FLOPS = 20e9
 
 
 def quiet_libraries(base_model: str) -> None:
@@ -71,23 +72,31 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> Any:
 
 def load_model(base_model: str, revision: str | None, hardware: Hardware, held: dict[str, Any]) -> Any:
     """Load the weights, held in memory as trainer.precision says, with the chosen attention."""
-    import torch
     from transformers import AutoModelForCausalLM
 
-    from trainer import attention
+    from trainer.attention import register, rotate_by_conversation
 
-    attention.register()
     model = _loaded(
         AutoModelForCausalLM,
         base_model,
         revision=revision,
-        attn_implementation=hardware.attention,
+        attn_implementation=register(hardware.attention),
         **held,
     )
-    if hardware.device == "cpu" and "OMP_NUM_THREADS" not in os.environ and model.num_parameters() < _SMALL:
-        torch.set_num_threads(1)
-        log.info("Chose threads=1 (under %d million parameters, threads wait more than they work)", _SMALL // 10**6)
+    rotate_by_conversation(model)
     return model if "device_map" in held else model.to(hardware.device)
+
+
+def choose_threads(model: Any, num_tokens: float) -> None:
+    """Keep to one thread on a CPU where a pass over so many tokens is little work."""
+    import torch
+
+    if model.device.type != "cpu" or "OMP_NUM_THREADS" in os.environ:
+        return
+    flops = 6 * model.num_parameters() * num_tokens
+    if flops < _FEW_FLOPS and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        log.info("Chose threads=1 (a pass of %.1f GFLOP is too little to share)", flops / 1e9)
 
 
 def read_model_config(base_model: str, revision: str | None) -> Any:

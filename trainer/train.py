@@ -79,8 +79,9 @@ def _trainer(run: Run) -> Any:
     from transformers import PrinterCallback
 
     from trainer.arguments import training_arguments
-    from trainer.batches import flatten
+    from trainer.batches import collator
     from trainer.guard import Guard
+    from trainer.hardware import short_context
     from trainer.loop import RowTrainer
     from trainer.loss import learn_supervised_tokens
 
@@ -93,7 +94,7 @@ def _trainer(run: Run) -> Any:
         args=training_arguments(run),
         train_dataset=_rows(run.train_chats),
         eval_dataset=_rows(run.eval_chats) if config.eval_strategy != "no" else None,
-        data_collator=flatten,
+        data_collator=collator(run.hardware.attention, run.tokenizer.pad_token_id, short_context(run.model.config)),
         processing_class=run.tokenizer,
         callbacks=[watcher, guard, *others],
     )

@@ -11,7 +11,7 @@ import logging
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trainer.answers import AnswerFinder, Turn, broken
 from trainer.chats import Chat, Message
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IGNORED = -100
+_Form = Literal["NFC", "NFKC"]
+_WARNINGS = 3  # of rows whose text the tokenizer changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,9 @@ class ChatEncoder:
         self.tokenizer = tokenizer
         self._control = ControlTokens(tokenizer)
         self._finder = AnswerFinder(self._rendered, self._control)
+        self._form = self._normal_form()
+        self._num_altered = 0
         self.stop_token_ids: set[int] = set()
-        self.altered: list[str] = []
 
     def render(self, chat: Chat) -> RenderedChat:
         """The conversation as text, and what is learned of it.
@@ -131,6 +134,8 @@ class ChatEncoder:
                 f"{chat.where}: the chat template refused the conversation: {error}.",
                 "Remove the row, or choose a model whose template accepts its roles.",
             ) from error
+        if self._form and not unicodedata.is_normalized(self._form, text):
+            self._warn_of_altered(chat)
         turns = [turn if turn.message in learned else replace(turn, learned=False) for turn in turns]
         return RenderedChat(tuple(messages), text, tuple(turns), tools)
 
@@ -188,12 +193,9 @@ class ChatEncoder:
         if not learned:
             raise broken(chat, "an answer has no token of its own")
         wanted = text[turn.start : turn.end]
-        decoded = self.tokenizer.decode(learned, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if decoded != wanted:
-            if _folded(decoded) != _folded(wanted):
-                raise broken(chat, f"the learned tokens read {decoded[-60:]!r} and not {wanted[-60:]!r}")
-            if decoded.strip() != wanted.strip():
-                self.altered.append(chat.where)
+        decoded = self._decoded(learned)
+        if self._folded(decoded) != self._folded(wanted):
+            raise broken(chat, f"the learned tokens read {decoded[-60:]!r} and not {wanted[-60:]!r}")
         stop = self.tokenizer.convert_tokens_to_ids(text[turn.stop_start : turn.end])
         if learned[-1] != stop:
             raise broken(chat, f"the answer's last learned token is {learned[-1]} and not the stop token {stop}")
@@ -207,7 +209,25 @@ class ChatEncoder:
             raise broken(chat, "the prompt has other tokens in training than in generation")
         return prompt_ids
 
+    def _decoded(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
 
-def _folded(text: str) -> str:
-    # Tokenizers may normalise Unicode and put a space in front; neither changes what is learned.
-    return unicodedata.normalize("NFKC", text).strip()
+    def _folded(self, text: str) -> str:
+        """What must be the same of a text and its tokens: all of it, in the form that the tokenizer gives it."""
+        # Some tokenizers lose a space in front when they decode a part of a text.
+        return (unicodedata.normalize(self._form, text) if self._form else text).removeprefix(" ")
+
+    def _normal_form(self) -> _Form | None:
+        """The Unicode form into which the tokenizer brings a text; None: it leaves it as it is, byte for byte."""
+        samples: tuple[tuple[_Form, str], ...] = (("NFKC", "x\ufb01"), ("NFC", "xe\u0301"))
+        for form, text in samples:
+            decoded = self._decoded(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if decoded.strip() == unicodedata.normalize(form, text):
+                return form
+        return None
+
+    def _warn_of_altered(self, chat: Chat) -> None:
+        self._num_altered += 1
+        if self._num_altered <= _WARNINGS:
+            log.warning("Tokenizer changes the text of row=%s into its Unicode form=%s", chat.where, self._form)

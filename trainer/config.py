@@ -54,6 +54,9 @@ class TrainConfig:
         None, "recompute activations to save memory; null means only where it does not fit otherwise"
     )
     max_length: int = _field(2048, "conversations are cut after this many tokens", least=8, most=1_048_576)
+    max_left_out_share: float = _field(
+        0.1, "share of the conversations that may be left out, as no answer begins within max_length", least=0, most=1
+    )
     packing: bool = _field(True, "fill rows of max_length tokens with whole conversations, which do not see each other")
     group_by_length: bool = _field(True, "batches of like lengths, where rows must be padded")
     system_message: str | None = _field(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import unicodedata
 
 import pytest
 
@@ -141,3 +143,40 @@ def test_cut_at_the_maximum_length(tiny_model):
     encoded = encoder.encode(Chat(tuple(chat("Why?", "Grass is green. " * 50)["messages"]), "row"), 16)
     assert len(encoded.input_ids) == len(encoded.labels) == 16
     assert 0 < encoded.num_learned_tokens < 16
+
+
+SCRIPTS = [
+    "中文\uff0c没有空格。\u2460",
+    "العربية مع تَشْكِيل",
+    "ไทย ภาษา",
+    "हिन्दी",
+    "한국어",
+    "e\u0301 \ufb01 \u212b \u00c5",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467",
+    "a\u00a0b\u200b\ufeffc",
+]
+
+
+@pytest.mark.parametrize("text", SCRIPTS)
+def test_text_of_any_script_is_learned_byte_for_byte(tokenizer, text, caplog):
+    """Training's tokens decode to the exact text, in any script and Unicode form, and nothing is said of it."""
+    encoded = ChatEncoder(tokenizer).encode(Chat(tuple(chat(f"Say {text}.", f"So: {text}")["messages"]), "row"), 512)
+    whole = tokenizer.decode(encoded.input_ids, skip_special_tokens=False)
+    learned = tokenizer.decode([label for label in encoded.labels if label != IGNORED], skip_special_tokens=False)
+    assert f"Say {text}." in whole
+    assert re.sub(r"<\|(im_)?end\|>$", "", learned) == f"So: {text}"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("form", "text"), [("NFC", "cafe\u0301"), ("NFKC", "\ufb01ne"), ("NFKC", "cafe\u0301")])
+def test_a_tokenizer_that_changes_text_is_named_with_the_row(tiny_model, caplog, form, text):
+    """A normaliser's changes are learned as the tokenizer has them, and said with the row; other rows are quiet."""
+    loaded = AutoTokenizer.from_pretrained(tiny_model)
+    loaded.backend_tokenizer.normalizer = getattr(normalizers, form)()
+    encoder = ChatEncoder(loaded)
+    encoder.encode(Chat(tuple(chat("Where?", "In water.")["messages"]), "row 1"), 512)
+    assert not caplog.records
+    encoded = encoder.encode(Chat(tuple(chat("Where?", f"In a {text}.")["messages"]), "row 2"), 512)
+    assert [record.args for record in caplog.records] == [("row 2", form)]
+    learned = loaded.decode([label for label in encoded.labels if label != IGNORED], skip_special_tokens=True)
+    assert learned == unicodedata.normalize(form, f"In a {text}.")

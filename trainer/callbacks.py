@@ -1,4 +1,4 @@
-"""What is told between the steps of a training: progress and loss curve; guard.py ends it."""
+"""What is told between the steps of a training: progress, rates and metrics; guard.py ends it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,6 @@ class ProgressCallback(TrainerCallback):
         self.loss = math.nan
         self.grad_norm: Any = math.nan
         self.num_tokens = self.num_supervised_tokens = 0
-        self.loss_curve: list[list[float]] = []
         self.rates: list[list[float]] = []
         self.pace = Pace(time.monotonic())
         self._step_tokens = 0
@@ -69,10 +68,9 @@ class ProgressCallback(TrainerCallback):
         return self.pace.tokens_per_second * self.flops_per_token / possible if possible else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock, and carry on the curve of an earlier attempt."""
+        """Start the clock."""
         self.pace = Pace(time.monotonic())
         self._told = self._printed = self.pace.begun
-        self.loss_curve = [[entry["step"], entry["loss"]] for entry in state.log_history if "loss" in entry]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         """Know the rate that the step was taken with."""
@@ -96,7 +94,6 @@ class ProgressCallback(TrainerCallback):
         """Keep the curves."""
         step = state.global_step
         if logs and "loss" in logs:
-            self.loss_curve.append([step, logs["loss"]])
             rate = self.pace.tokens_per_second
             self.rates.append([step, round(rate, 1)])
             points: dict[str, float] = {

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from trainer.ranks import is_first
@@ -15,6 +18,7 @@ log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_WRITES = 3.0
 # What Azure Machine Learning's tracking server takes in one request, and in one value.
 _PARAMS_A_BATCH, _METRICS_A_BATCH, _PARAM_CHARACTERS = 100, 200, 500
+_TABLES_TAG = "mlflow.loggedArtifacts"
 
 
 class Tracker:
@@ -25,6 +29,8 @@ class Tracker:
         self._client: Any = None
         self._points: list[tuple[str, float, int, int]] = []
         self._written = time.monotonic()
+        self._takes_files = True
+        self._tables: list[str] = []
 
     def start(self, params: dict[str, Any]) -> None:
         """Open the run that the environment names, or a new one."""
@@ -51,10 +57,42 @@ class Tracker:
         if points and self._client is not None:
             self._attempt("write metrics", lambda: self._log(points))
 
+    def table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Write rows of equal keys as a table that MLflow's pages show, over an older one of that name (.json)."""
+        if rows:
+            columns = list(rows[0])
+            content = {"columns": columns, "data": [[row[column] for column in columns] for row in rows]}
+            self._artifact(name, json.dumps(content, ensure_ascii=False).encode(), is_table=True)
+
+    def picture(self, name: str, png: bytes) -> None:
+        """Write a picture that MLflow's pages show, over an older one of that name."""
+        self._artifact(name, png)
+
+    def _artifact(self, name: str, content: bytes, is_table: bool = False) -> None:
+        # A job on Azure leaves its files in its log folder, which the service keeps and shows with the run.
+        if self._client is None or not self._takes_files or _owned_by_service():
+            return
+        try:
+            with tempfile.TemporaryDirectory(prefix="phiflow-") as folder:
+                (Path(folder) / name).write_bytes(content)
+                self._client.log_artifact(self.run_id, str(Path(folder) / name))
+            if is_table and name not in self._tables:
+                self._tables.append(name)
+                # What mlflow.log_table marks a table with; it would also read the old one back, and need pandas.
+                marks = [{"path": table, "type": "table"} for table in self._tables]
+                self._client.set_tag(self.run_id, _TABLES_TAG, json.dumps(marks))
+        except Exception as error:  # a server may take metrics and no files
+            self._takes_files = False
+            log.warning("Stopped writing files to MLflow: could not write %s: %s", name, _one_line(error))
+
+    def metrics(self, values: dict[str, float]) -> None:
+        """Add values that belong to no step."""
+        for name, value in values.items():
+            self.point(name, value, 0)
+
     def finish(self, metrics: dict[str, float], status: str) -> None:
         """Write the final metrics and close the run as FINISHED, FAILED or KILLED."""
-        for name, value in metrics.items():
-            self.point(name, value, 0)
+        self.metrics(metrics)
         self.flush()
         if self._client is not None and not _owned_by_service():
             self._attempt("close", lambda: self._client.set_terminated(self.run_id, status))
@@ -90,8 +128,12 @@ class Tracker:
             call()
         except Exception as error:  # any failure of the server means the same here: train on
             self._client = None
-            reason = " ".join(str(error).split())[:160]
-            log.warning("Stopped tracking: could not %s on %s: %s", what, os.environ["MLFLOW_TRACKING_URI"], reason)
+            where = os.environ["MLFLOW_TRACKING_URI"]
+            log.warning("Stopped tracking: could not %s on %s: %s", what, where, _one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _owned_by_service() -> bool:

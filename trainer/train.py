@@ -10,14 +10,15 @@ from typing import Any
 
 from trainer.adapters import with_adapters
 from trainer.checkpoints import last_complete_checkpoint
-from trainer.evaluate import Evaluation, evaluate_model
+from trainer.curves import curves_of
+from trainer.evaluate import Evaluation, answered_chats, evaluate_model
 from trainer.events import EventLog
 from trainer.files import write_in_place
 from trainer.finishing import Finished, finish_model, model_as_stored
 from trainer.interruption import Interruption
 from trainer.job import Reporting, Run, TrainJob
 from trainer.loading import load_run
-from trainer.paired import METRICS, compare
+from trainer.outcome import tell_outcome
 from trainer.ranks import is_first, joined, of_first, world_size
 from trainer.result import package_run
 from trainer.tracking import Tracker
@@ -114,14 +115,17 @@ def _callbacks(run: Run) -> list[Any]:
     """What happens between steps; the first one watches the loss and the clock."""
     from trainer.callbacks import ProgressCallback
     from trainer.evaluations import Evaluations
+    from trainer.sampling import Sampling
 
     evaluations = Evaluations(run.config)
     num_tokens = sum(len(chat.input_ids) for chat in run.eval_chats)
-    return [ProgressCallback(run.reporting.events, run.reporting.tracker, evaluations, num_tokens), evaluations]
+    watcher = ProgressCallback(run.reporting.events, run.reporting.tracker, evaluations, num_tokens)
+    asked = [run.eval_chats[i] for i in answered_chats(run.eval_chats, run.config)]
+    return [watcher, evaluations, Sampling(run.config, run.tokenizer, asked, watcher)]
 
 
 def _summary(run: Run, trainer: Any, seconds: float) -> dict[str, Any]:
-    """What result.json says of the training under `train`."""
+    """What result.json says of the training under `train`, and its curves."""
     from trainer.callbacks import memory_bytes
 
     watcher = trainer.watcher
@@ -140,7 +144,7 @@ def _summary(run: Run, trainer: Any, seconds: float) -> dict[str, Any]:
         "device": run.hardware.device.partition(":")[0],
         "attention": run.hardware.reasons[0].removeprefix("attention="),
         "choices": list(run.hardware.reasons),
-        "loss_curve": watcher.loss_curve,
+        "curves": curves_of(trainer.state.log_history, watcher.rates),
     }
 
 
@@ -149,35 +153,8 @@ def _finish(run: Run, finished: Finished, base: Evaluation, summary: dict[str, A
     events, tracker = run.reporting.events, run.reporting.tracker
     events.stage("evaluating")
     candidate = evaluate_model(finished.model, run.tokenizer, run.eval_chats, run.config, run.hardware.bf16)
-    samples = _samples(run, base, candidate)
+    told = tell_outcome(run, base, candidate, summary.pop("curves"))
     events.stage("packaging")
     result = package_run(run, finished, base, candidate)
-    tracker.finish(
-        {
-            f"{who}_{name}": value
-            for who, evaluation in (("base", base), ("candidate", candidate))
-            for name, value in evaluation.metrics.items()
-            if isinstance(value, float)
-        },
-        "FINISHED",
-    )
-    loss_curve = summary.pop("loss_curve")
-    return result | {
-        "mlflow_run_id": tracker.run_id,
-        "paired": {name: compare(name, candidate.per_example, base.per_example).to_dict() for name in METRICS},
-        "samples": samples,
-        "loss_curve": loss_curve,
-        "train": summary,
-    }
-
-
-def _samples(run: Run, base: Evaluation, candidate: Evaluation) -> list[dict[str, Any]]:
-    samples = []
-    for index in sorted(candidate.answers)[: run.config.num_samples]:
-        chat = run.eval_chats[index]
-        sample = {"messages": list(chat.prompt), "question": chat.question, "expected": chat.expected}
-        sample |= {"base": base.answers.get(index, ""), "answer": candidate.answers[index]}
-        run.reporting.events.emit("sample", **sample)
-        log.info("Asked %r answer=%r", chat.question[:80], candidate.answers[index][:120])
-        samples.append(sample)
-    return samples
+    tracker.finish({}, "FINISHED")
+    return result | told | {"mlflow_run_id": tracker.run_id, "train": summary}

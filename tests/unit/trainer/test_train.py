@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
@@ -86,7 +87,11 @@ def test_a_run_reports_what_it_did(trained):
         mean = sum(row["loss"] * row["num_tokens"] for row in rows) / sum(row["num_tokens"] for row in rows)
         assert math.isclose(mean, metrics["loss"], rel_tol=1e-6)
     assert [step for step, _ in result["loss_curve"]] == [1, 2, 3, 4]
+    assert [step for step, _ in result["curves"]["learning_rate"]] == [1, 2, 3, 4]
+    assert (trained.folder / "logs" / "curves.png").read_bytes() == base64.b64decode(result["curves_png"])
+    assert json.loads((trained.folder / "logs" / "answers.json").read_text())[:3] == result["samples"]
     assert len(result["samples"]) == 3
+    assert result["paired"]["loss"]["improvement"] == pytest.approx(base["loss"] - candidate["loss"])
     assert result["train"]["num_steps"] == 4
     names = [event["event"] for event in trained.events()]
     assert names[0] == "started" and names[-1] == "finished"

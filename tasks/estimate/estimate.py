@@ -12,7 +12,7 @@ from tasks.estimate import duration, memory
 from tasks.estimate.bills import Bill, bills_after
 from tasks.estimate.cap import job_timeout_seconds
 from tasks.estimate.duration import job_stages
-from tasks.estimate.machines import Hardware, packs, training_hardware
+from tasks.estimate.machines import Hardware, training_hardware
 from tasks.estimate.memory import MemoryNeed, estimate_memory
 from tasks.estimate.model_shapes import ModelShape, find_shape
 from tasks.estimate.prices import Prices, load_prices
@@ -110,8 +110,11 @@ def estimate_run(
         config.model.base, base.revision if base else config.model.revision, base.location if base else ""
     )
     hardware = training_hardware(config, machine, shape.num_parameters if shape else 0)
-    is_packed, context = packs(config, hardware), shape.context_tokens if shape else 0
+    is_packed, context = config.train.packing, shape.context_tokens if shape else 0
     work = measure_work(config, data, context, is_packed) if data else stand_in_work(config, context, is_packed)
+    memory = None
+    if shape and hardware:
+        memory, config = estimate_memory(config, shape, work, hardware)
     job = job_stages(config, shape, None if work.is_stand_in else work, hardware)
     planned = [*before_job(config, num_new_images), *job, *after_job(config)]
     priced, unpriced = _priced(config, prices, _left(planned, job_exists))
@@ -120,7 +123,7 @@ def estimate_run(
     return RunEstimate(
         shape=shape,
         work=work,
-        memory=estimate_memory(config, shape, work, hardware) if shape and hardware else None,
+        memory=memory,
         stages=tuple(priced),
         job_stages=tuple(priced_job),
         seconds=sum((stage.seconds for stage in priced), start=NOTHING),
@@ -208,8 +211,6 @@ def _assumptions(config: PipelineConfig, hardware: Hardware | None) -> tuple[str
         ]
         if config.compute.tier == "low_priority":
             told.append("Low-priority nodes may be taken away; each attempt after that starts from a checkpoint.")
-    if config.train.method == "qlora":
-        told.append("train.method qlora is counted as lora: the trainer loads weights of 32 bits.")
     told += [f"{memory.SOURCES}; {duration.SOURCES}."]
     return tuple(told)
 

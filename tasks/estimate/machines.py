@@ -11,8 +11,6 @@ import subprocess
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tasks.platforms.connect import project_folder
-
 if TYPE_CHECKING:
     from tasks.config import PipelineConfig
     from tasks.estimate.prices import Machine
@@ -107,21 +105,6 @@ def training_hardware(config: PipelineConfig, machine: Machine, num_parameters: 
         return None
     memory = (machine.memory_gib - _SYSTEM_GIB) * GIB if machine.memory_gib else None
     return _processors(machine.size, (machine.vcpus, _VCPU_FLOPS), memory, num_parameters)
-
-
-def packs(config: PipelineConfig, hardware: Hardware | None) -> bool:
-    """Whether conversations share rows: only with flash-attn, as trainer/model.py decides."""
-    train = config.train
-    if not (train.packing and hardware and hardware.is_gpu and hardware.bf16):
-        return False
-    if train.attn_implementation != "auto":
-        return train.attn_implementation == "flash_attention_2"
-    folder = project_folder("environments", config.environment.training)
-    return any(
-        "flash-attn" in path.read_text(encoding="utf-8", errors="replace")
-        for path in (folder / "requirements.txt", folder / "Dockerfile")
-        if path.is_file()
-    )
 
 
 def _gpu(name: str, found: Accelerator, memory_gib: float | None, config: PipelineConfig) -> Hardware:

@@ -58,6 +58,11 @@ class ModelShape:
         return self.vocab_size * self.hidden_size
 
     @property
+    def num_embedding_parameters(self) -> int:
+        """Parameters of the token embeddings and of the output layer."""
+        return self.embedding_parameters * (1 if self.tie_word_embeddings else 2)
+
+    @property
     def layer_matrices(self) -> tuple[tuple[int, int], ...]:
         """(inputs, outputs) of each linear layer in one block."""
         hidden, keys = self.hidden_size, self.key_value_size
@@ -75,8 +80,9 @@ class ModelShape:
     def num_parameters(self) -> int:
         """All parameters: embeddings, linear layers, norms."""
         layer = sum(inputs * outputs for inputs, outputs in self.layer_matrices) + 2 * self.hidden_size
-        embeddings = self.embedding_parameters * (1 if self.tie_word_embeddings else 2)
-        return embeddings + layer * self.num_hidden_layers + self.hidden_size + self.num_bias_parameters
+        return (
+            self.num_embedding_parameters + layer * self.num_hidden_layers + self.hidden_size + self.num_bias_parameters
+        )
 
     @property
     def num_multiplied_parameters(self) -> int:

@@ -62,7 +62,8 @@ def memory_rows(need: MemoryNeed) -> tuple[str, list[Row]]:
     """Does it fit: a sentence, and a row for each part with its arithmetic."""
     has = f" of {gigabytes(need.has_bytes)}" if need.has_bytes else ""
     told = {"yes": "It fits", "tight": "It may not fit", "no": "It does not fit", "unknown": "Nobody knows if it fits"}
-    sentence = f"{told[need.fits]}: {gigabytes(need.total)}{has} ({need.has}). {need.advice}".strip()
+    chosen = f" The trainer would choose {need.chosen}." if need.chosen else ""
+    sentence = f"{told[need.fits]}: {gigabytes(need.total)}{has} ({need.has}).{chosen} {need.advice}".strip()
     return sentence, [(part.name, gigabytes(part.size), part.how) for part in need.parts]
 
 

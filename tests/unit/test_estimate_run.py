@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from estimates import A100, PHI, on_azure, prepared
 from estimates import here as on_this_machine
 
-from tasks.estimate import machines
 from tasks.estimate.actual import compare, spent_document, spent_lines, spent_table
 from tasks.estimate.cap import job_timeout_seconds, require_within_cap
 from tasks.estimate.documents import estimate_document
@@ -21,6 +19,7 @@ from tasks.estimate.model_shapes import KNOWN
 from tasks.estimate.ranges import Range
 from tasks.estimate.text import estimate_markdown
 from tasks.platforms.errors import GateRefusedError
+from trainer.memory import Load, Plan, need
 
 TOKENS = {"tokenizer": "t", "mean": 1100.0, "p50": 1000, "p95": 2000, "max": 2500, "truncated_share": 0.04}
 PHI_SHAPE = KNOWN[PHI.lower()]
@@ -30,7 +29,8 @@ N = PHI_SHAPE.num_parameters
 @pytest.fixture
 def estimate(tmp_path: Path) -> RunEstimate:
     """Phi-3.5-mini on 1 % of ultrachat on one A100."""
-    return estimate_run(on_azure(), None, prepared(tmp_path, [4000, 6000] * 820, 439, TOKENS))
+    config = on_azure(train={"packing": False, "gradient_checkpointing": True})
+    return estimate_run(config, None, prepared(tmp_path, [4000, 6000] * 820, 439, TOKENS))
 
 
 def sizes(estimate: RunEstimate) -> dict[str, Range]:
@@ -53,11 +53,17 @@ def test_full_training_is_sixteen_bytes_a_parameter(estimate: RunEstimate) -> No
 @pytest.mark.parametrize(
     ("train", "size", "fits", "advice"),
     [
-        ({"gradient_checkpointing": False}, A100, "no", "train.gradient_checkpointing true"),
-        ({"per_device_train_batch_size": 16}, A100, "tight", "per_device_train_batch_size"),
+        (
+            {"gradient_checkpointing": False, "optim": "adamw_torch", "max_length": 8192},
+            A100,
+            "no",
+            "checkpointing null",
+        ),
+        ({"optim": "adamw_torch"}, "Standard_ND96asr_v4", "no", "a compute.size with more memory"),
+        ({"per_device_train_batch_size": 16}, A100, "yes", ""),
         ({}, "Standard_NC4as_T4_v3", "no", "train.method lora"),
         ({"method": "lora", "max_length": 512}, A100, "yes", ""),
-        ({}, "Standard_ND96asr_v4", "no", "a compute.size with more memory"),
+        ({}, "Standard_ND96asr_v4", "tight", "train.method lora"),
         ({}, "Standard_E16s_v3", "yes", ""),
         ({}, "Standard_E4s_v3", "no", "a smaller"),
     ],
@@ -72,46 +78,72 @@ def test_fit_and_what_to_change(tmp_path: Path, train: dict[str, Any], size: str
     assert bool(need.advice) == (fits != "yes")
 
 
+@pytest.mark.parametrize(
+    ("train", "chosen"),
+    [
+        ({"max_length": 1024}, "1 rows a pass x 4 passes, no gradient checkpointing"),
+        ({}, "4 rows a pass x 1 passes, gradient checkpointing"),
+        ({"max_length": 8192}, "1 rows a pass x 4 passes, gradient checkpointing"),
+        ({"max_length": 32768}, "8-bit optimizer"),
+        ({"method": "lora"}, "4 rows a pass x 1 passes, no gradient checkpointing"),
+    ],
+)
+def test_the_plan_says_what_would_be_chosen(tmp_path: Path, train: dict[str, Any], chosen: str) -> None:
+    """Where the configuration leaves the choice, the least that makes the run fit is said; its batch stays."""
+    tokens = TOKENS | {"max": 40000}
+    need = estimate_run(on_azure(train=train), None, prepared(tmp_path, [6000] * 8, 4, tokens)).memory
+    assert need is not None and chosen in need.chosen
+    rows, passes = (int(part.split()[0]) for part in need.chosen.split(", ")[0].split(" x "))
+    assert rows * passes == 4
+
+
 def test_lora_trains_little(tmp_path: Path) -> None:
-    """LoRA keeps gradients and moments of its own matrices alone, on weights of 32 bits; qlora is counted alike."""
+    """LoRA keeps gradients and moments of its own matrices alone, on weights of 16 bits, or of 4 with qlora."""
     data = prepared(tmp_path, [6000] * 8, 4, TOKENS)
     lora = estimate_run(on_azure(train={"method": "lora"}), None, data)
     parts, own = sizes(lora), PHI_SHAPE.lora_parameters(16)
-    assert parts["weights"].low == 4 * N
+    assert parts["weights"].low == 2 * N
     assert parts["gradients"].low + parts["optimizer"].low + parts["LoRA weights"].low == 16 * own
-    qlora = estimate_run(on_azure(train={"method": "qlora"}), None, data)
-    assert sizes(qlora) == parts
-    assert any("qlora is counted as lora" in line for line in qlora.assumptions)
+    qlora = sizes(estimate_run(on_azure(train={"method": "qlora"}), None, data))
+    assert N / 2 < qlora["weights"].low < 0.7 * N
+    assert {name: size for name, size in qlora.items() if name != "weights"} == {
+        name: size for name, size in parts.items() if name != "weights"
+    }
 
 
-def test_activations_grow_with_batch_and_shrink_by_checkpointing(tmp_path: Path) -> None:
+def test_activations_grow_with_batch_and_shrink_by_checkpointing() -> None:
     """Twice the rows are twice the activations; checkpointing keeps one value a layer and one layer whole."""
-    data = prepared(tmp_path, [9000] * 8, 4, TOKENS)
 
-    def activations(**train: Any) -> Range:
-        return sizes(estimate_run(on_azure(train=train), None, data))["activations"]
+    def activations(rows: int, checkpointing: bool, is_eager: bool = False) -> float:
+        load = Load(method="full", num_trained=N, row_tokens=2048, bf16=True, is_gpu=True, is_eager=is_eager)
+        parts = need(PHI_SHAPE, load, Plan(rows=rows, accumulation=1, checkpointing=checkpointing))
+        return next(part.low for part in parts if part.name == "activations")
 
     tokens = 4 * 2048
-    assert activations(gradient_checkpointing=False).low == tokens * 32 * 2 * (8 * 3072 + 4 * 8192)
-    assert activations().low == tokens * 2 * (32 * 3072 + 8 * 3072 + 4 * 8192)
-    assert activations(per_device_train_batch_size=8).low == 2 * activations().low
-    assert activations(attn_implementation="eager").low > activations().low
+    assert activations(4, False) == tokens * 32 * 2 * (8 * 3072 + 4 * 8192)
+    assert activations(4, True) == tokens * 2 * (32 * 3072 + 8 * 3072 + 4 * 8192)
+    assert activations(8, True) == 2 * activations(4, True)
+    assert activations(4, True, is_eager=True) > activations(4, True)
 
 
 def test_flops_are_the_known_floor() -> None:
     """6 N + 6 L h s is 23.5 GFLOP for Phi-3.5-mini at 2,048 tokens; a third more when recomputing; less with LoRA."""
     plain = flops_per_token(on_azure(train={"gradient_checkpointing": False}), PHI_SHAPE, 2048)
     assert plain == pytest.approx(23.5e9, rel=0.002)
-    assert flops_per_token(on_azure(), PHI_SHAPE, 2048) == pytest.approx(plain * 4 / 3)
-    assert flops_per_token(on_azure(train={"method": "lora"}), PHI_SHAPE, 2048) < plain * 4 / 3
+    recomputing = {"gradient_checkpointing": True}
+    assert flops_per_token(on_azure(train=recomputing), PHI_SHAPE, 2048) == pytest.approx(plain * 4 / 3)
+    assert flops_per_token(on_azure(train={"method": "lora"} | recomputing), PHI_SHAPE, 2048) < plain * 4 / 3
 
 
 @pytest.mark.parametrize(
     ("train", "formula"),
     [
-        ({}, "6 x 3.72 billion + 6 x 32 layers x 3,072 x 1,200 x 4/3 for recomputing"),
+        ({"gradient_checkpointing": True}, "6 x 3.72 billion + 6 x 32 layers x 3,072 x 1,200 x 4/3 for recomputing"),
         ({"gradient_checkpointing": False}, "6 x 3.72 billion + 6 x 32 layers x 3,072 x 1,200)"),
-        ({"method": "lora"}, "6 x 3.72 billion + 8 x 32 layers x 3,072 x 1,200, recomputing included"),
+        (
+            {"method": "lora", "gradient_checkpointing": True},
+            "6 x 3.72 billion + 8 x 32 layers x 3,072 x 1,200, recomputing included",
+        ),
         ({"method": "lora", "gradient_checkpointing": False}, "4 x 3.72 billion + 6 x 32 layers x 3,072 x 1,200)"),
     ],
 )
@@ -174,7 +206,8 @@ def test_kept_nodes_bill_by_the_hour() -> None:
 def test_adopted_job_costs_nothing_again(tmp_path: Path, estimate: RunEstimate) -> None:
     """With the job there already, only what comes after it takes time and money."""
     data = prepared(tmp_path, [4000, 6000] * 820, 439, TOKENS)
-    adopted = estimate_run(on_azure(), None, data, job_exists=True, num_new_images=0)
+    config = on_azure(train={"packing": False, "gradient_checkpointing": True})
+    adopted = estimate_run(config, None, data, job_exists=True, num_new_images=0)
     names = {stage.name for stage in adopted.stages}
     assert names == {"compare", "deploy", "move traffic", "serve the chat app"}
     assert adopted.dollars is not None and estimate.dollars is not None
@@ -278,19 +311,11 @@ def test_machine_that_is_not_used_well_is_warned_of(size: str) -> None:
     assert ("no bfloat16" in warning) == ("NC24s_v3" in size)
 
 
-def test_packing_needs_the_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Conversations share rows where flash-attn is asked for or in the environment, on a GPU, and not elsewhere."""
-    hardware = machines.training_hardware(on_azure(), machines_of(A100), N)
-    assert hardware is not None
-    assert not machines.packs(on_azure(), hardware)
-    assert machines.packs(on_azure(train={"attn_implementation": "flash_attention_2"}), hardware)
-    assert not machines.packs(
-        on_azure(train={"attn_implementation": "flash_attention_2"}), replace(hardware, is_gpu=False)
-    )
-    (tmp_path / "requirements.txt").write_text("flash-attn==3\n")
-    monkeypatch.setattr(machines, "project_folder", lambda *parts: tmp_path)
-    assert machines.packs(on_azure(), hardware)
-    assert not machines.packs(on_azure(train={"packing": False}), hardware)
+def test_packing_saves_steps(tmp_path: Path) -> None:
+    """Packed, conversations of about 1,100 tokens share rows of 2,048, so that there are fewer steps."""
+    data = prepared(tmp_path, [4000, 6000] * 820, 439, TOKENS)
+    steps = [estimate_run(on_azure(train={"packing": packing}), None, data).work for packing in (True, False)]
+    assert steps[0] and steps[1] and steps[0].num_steps.high < 0.6 * steps[1].num_steps.low
 
 
 def machines_of(size: str) -> Any:

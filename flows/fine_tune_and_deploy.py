@@ -41,6 +41,7 @@ from tasks.rollout import (
     retire_deployments,
     shift_traffic,
 )
+from tasks.start import start_from_champion
 from tasks.training import failed_attempt, finish_training, submit_training
 
 
@@ -59,6 +60,8 @@ def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]
     compute = ensure_compute(place, config.compute)
     base = resolve_base_model(place, config.model, training)
     data = prepare_data(place, config.data, base, training, config.train.max_length)
+    if config.model.start_from == "champion":
+        base = start_from_champion(config, base, data, training, compute)
     spec = training_spec(config, base, data, training, compute)
     estimate = estimate_costs(config, spec)
     report = RunReport(base_model=base, data=data, estimate=estimate)
@@ -77,7 +80,7 @@ def fine_tune_and_deploy(config: PipelineConfig) -> RunReport | State[RunReport]
     report = replace(report, result=result, gate=gate, tracking_url=tracking_url(place))
     if not gate.passed:
         return refuse(place, report, gate.reason)
-    model = register_model(place, config.model_name, result, gate)
+    model = register_model(config, spec, result, gate)
     report = replace(report, model=model)
     with endpoint_lease(place, endpoint) as lease:
         before = read_traffic(place, endpoint)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flows.survey import Survey
 from tasks.config import PipelineConfig
+from tasks.lineage import serving_version
 from tasks.platforms.refs import JobState, Origin
 
 CREATE, REUSE, CHANGE, ADOPT, UNKNOWN, NOTHING = "create", "reuse", "change", "adopt", "not known", "nothing"
@@ -78,7 +79,8 @@ def _compute(config: PipelineConfig, found: Survey) -> PlanStep:
 
 def _inputs(config: PipelineConfig, found: Survey) -> list[PlanStep]:
     base, data = found.base, found.data
-    label = config.model.base if base is None or not base.revision else f"{base.base} at {base.revision[:12]}"
+    label = base.base if base is not None else config.model.base
+    label += f" at {base.revision[:12]}" if base is not None and base.revision else ""
     told = [
         _step("base model", UNKNOWN, label, _why_not(found, "base model"))
         if base is None
@@ -115,17 +117,10 @@ def _approval(config: PipelineConfig, place: str) -> list[PlanStep]:
     return [_step("approval", "ask", what, reason)]
 
 
-def _serving(found: Survey) -> str:
-    """The version that has the traffic now, or an empty string."""
-    endpoint = found.endpoint
-    main = endpoint.traffic.main if endpoint else ""
-    return next((d.model_version for d in endpoint.deployments if d.name == main), "") if endpoint else ""
-
-
 def _comparison(config: PipelineConfig, found: Survey) -> PlanStep:
     if "endpoint" in found.not_looked_up or not found.is_reached:
         return _step("comparison", UNKNOWN, "with the version now serving", _why_not(found, "endpoint"))
-    serving = _serving(found)
+    serving = serving_version(found.endpoint)
     if not serving:
         return _step("comparison", NOTHING, "with the base model alone", "no version serves yet")
     if found.model is not None and found.model.version == serving:

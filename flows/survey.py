@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from tasks.config import LocalPlatformConfig, PipelineConfig
 from tasks.job_spec import training_spec
+from tasks.lineage import choose_start, serving_version
 from tasks.platforms.connect import connect, require_place
 from tasks.platforms.errors import (
     EnvironmentBuildError,
@@ -29,6 +30,7 @@ from tasks.platforms.refs import (
     EndpointStatus,
     EnvironmentRef,
     JobRef,
+    JobSpec,
     JobState,
     JobStatus,
     ModelVersion,
@@ -129,13 +131,39 @@ def _look_at_job(config: PipelineConfig, platform: Platform, found: Survey) -> N
     training = found.environments.get(config.environment.training)
     if found.base is None or found.data is None or training is None or found.compute is None:
         return
-    spec = training_spec(config, found.base, found.data, training, found.compute)
+    start = _start(config, platform, found, lambda base: _spec(config, found, training, base))
+    if start is None:
+        return
+    spec = _spec(config, found, training, start)
     found.job_key = spec.key
     found.job = found.look("job", lambda: platform.latest_job(spec.key))
     job = found.job
     if job is not None:
         found.job_status = found.look("job", lambda: platform.read_job(job))
     _look_at_model(config, platform, found)
+
+
+def _spec(config: PipelineConfig, found: Survey, training: EnvironmentRef, base: BaseModelRef) -> JobSpec:
+    assert found.data is not None and found.compute is not None
+    return training_spec(config, base, found.data, training, found.compute)
+
+
+def _start(
+    config: PipelineConfig, platform: Platform, found: Survey, spec_from: Callable[[BaseModelRef], JobSpec]
+) -> BaseModelRef | None:
+    """What training would start from; None where that cannot be told without starting the registry."""
+    base = found.base
+    if config.model.start_from == "base" or base is None:
+        return base
+    status = found.look("endpoint", lambda: platform.read_endpoint(config.endpoint_name))
+    serving = serving_version(status)
+    versions = found.look("model versions", lambda: platform.find_models(config.model_name)) if serving else ()
+    if versions is None:
+        found.not_looked_up["job"] = "the registry does not run now, so the version that serves is not known"
+        return None
+    champion = next((version for version in versions if version.version == serving), None)
+    found.base = choose_start(config.model, base, champion, spec_from)
+    return found.base
 
 
 def _look_at_model(config: PipelineConfig, platform: Platform, found: Survey) -> None:

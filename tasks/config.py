@@ -236,9 +236,14 @@ def _source(item: str | SourceConfig, hub: dict[str, str]) -> SourceConfig:
 class ModelConfig(Section):
     """The base model and the name the result is registered under."""
 
-    base: str = Field("builtin/tiny-phi3", min_length=1, description="A hub id, a local folder, or builtin/tiny-phi3.")
+    base: str = Field(
+        "builtin/tiny-phi3", min_length=1, description="A hub id, a folder, models:/NAME/VERSION, or builtin/tiny-phi3."
+    )
     revision: str = Field(
         "", description="The hub model's commit, tag or branch; for a folder, a label that names its state."
+    )
+    start_from: Literal["base", "champion"] = Field(
+        "base", description="champion: train on from the version that serves; from the base while none does."
     )
     name: OptionalName = Field("", description="The registered model's name; empty: the run's name.")
 

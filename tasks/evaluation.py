@@ -18,6 +18,7 @@ from tasks.evaluation_job import evaluation_spec
 from tasks.job_wait import finish_job
 from tasks.platforms.connect import connect
 from tasks.platforms.errors import NotFoundError
+from tasks.platforms.port import Platform
 from tasks.platforms.refs import EndpointRef, GateReport, JobSpec, ModelVersion, Origin, TrainingResult
 from tasks.step import log, step
 from tasks.training import scores_of
@@ -31,8 +32,12 @@ _DIGITS = {"loss": 4, "exact_match": 3, "chrf": 2}
 @step(cache_policy=NO_CACHE)
 def read_champion(place: PlatformConfig, endpoint: EndpointRef, model: str) -> ModelVersion | None:
     """The model version that has the endpoint's traffic now, if any."""
-    platform = connect(place)
-    status = platform.read_endpoint(endpoint.name)
+    return champion_of(connect(place), endpoint.name, model)
+
+
+def champion_of(platform: Platform, endpoint: str, model: str) -> ModelVersion | None:
+    """The registered version that has an endpoint's traffic; None without an endpoint, traffic or registration."""
+    status = platform.read_endpoint(endpoint)
     serving = status and next((d for d in status.deployments if d.name == status.traffic.main), None)
     if not serving:
         return None
@@ -56,6 +61,8 @@ def compare_with_champion(
     rows = platform.read_job_result(result.job)["per_example"]
     if champion is None or champion.digest == result.model_digest:
         return decide(gate, result, rows, None, champion)
+    if champion.digest == trained.model.digest:  # what was trained from is scored already
+        return replace(decide(gate, result, rows, rows["base"], champion), champion_scores=result.base)
     log().info("Evaluating version=%s on this test set", champion.version)
     job = finish_job(platform, evaluation_spec(trained, champion), str(flow_run.id))
     scored = platform.read_job_result(job)

@@ -113,7 +113,9 @@ class Platform(Protocol):
         """The job's events so far, oldest first."""
 
     # Model registry
-    def register_model(self, name: str, job: JobRef, model_location: str, digest: str, gate: str) -> ModelVersion:
+    def register_model(
+        self, name: str, job: JobRef, model_location: str, digest: str, gate: str, lineage: str = "{}"
+    ) -> ModelVersion:
         """Register the job's model as the next version, or adopt the version with that digest."""
 
     def read_model(self, name: str, version: str) -> ModelVersion:

@@ -135,6 +135,12 @@ class JobSpec:
         )
         return f"{self.run_name}-{digest[:16]}"
 
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What a job cannot see of itself, as the environment variables from which its result and card tell it."""
+        environment = f"{self.environment.name} {self.environment.version[:16]}"
+        return {"PHIFLOW_ENVIRONMENT": environment, "PHIFLOW_BASE_MODEL": self.model.base}
+
 
 class JobState(StrEnum):
     QUEUED = "queued"
@@ -244,7 +250,8 @@ class GateReport:
 class ModelVersion:
     """A registered model version.
 
-    `gate` is the gate's decision as JSON text; `rejected` the reason it must never get traffic, if any.
+    `gate` is the gate's decision and `lineage` what it was trained from, as JSON texts; `rejected` the reason it must
+    never get traffic, if any.
     """
 
     name: str
@@ -254,6 +261,7 @@ class ModelVersion:
     data_digest: str
     location: str
     gate: str = "{}"
+    lineage: str = "{}"
     rejected: str = ""
     origin: Origin = field(compare=False)
 

@@ -30,9 +30,10 @@ def test_content_is_registered_once_and_versions_count(emulated: Service) -> Non
     job, location = job_with_model(emulated, "job-1")
     other, elsewhere = job_with_model(emulated, "job-2")
     gate = '{"passed": true, "reason": "' + "x" * 300 + '"}'
-    first = platform.register_model("counted", job, location, "a" * 64, gate)
+    lineage = '{"root": "org/base", "parent": {"base": "' + "y" * 300 + '"}}'
+    first = platform.register_model("counted", job, location, "a" * 64, gate, lineage)
     assert (first.version, first.location, first.job, first.data_digest) == ("1", location, "job-1", "d")
-    assert first.gate == gate
+    assert (first.gate, first.lineage) == (gate, lineage)
     again = platform.register_model("counted", other, elsewhere, "a" * 64, gate)
     assert again == first
     assert again.origin.reused

@@ -17,6 +17,7 @@ from flows.plan import Plan, make_plan
 from flows.plan_steps import PlanStep
 from flows.show_plan import show_plan
 from tasks.config import PipelineConfig
+from tasks.lineage import lineage_of
 from tasks.platforms.errors import (
     ConfigError,
     ConflictError,
@@ -194,6 +195,19 @@ def test_adopted_job_is_not_paid_again(platform: LookedAt) -> None:
     """The plan of a run that adopts its job has no training in its time and money."""
     platform.status = JobStatus(state=JobState.RUNNING)
     assert "train" not in {stage.name for stage in make_plan(on_azure(), {}).estimate.stages}
+
+
+def test_plan_starts_where_the_run_would(platform: LookedAt) -> None:
+    """With start_from: champion the plan names the version that serves as the base, and why."""
+    platform.versions = (fakes.model_version("2", lineage=lineage_of(on_azure().model, BASE)),)
+    serve(platform, "2")
+    model = {"base": on_azure().model.base, "start_from": "champion"}
+    base = planned(on_azure(model=model))["base model"]
+    assert base.name == "support:2"
+    assert base.reason == "version 2, which serves, was trained on other data or with other settings"
+    platform.versions = None
+    job = planned(on_azure(model=model))["job"]
+    assert job.action == "not known"
 
 
 def test_frozen_endpoint_and_rejected_version_get_no_traffic(platform: LookedAt) -> None:

@@ -109,8 +109,10 @@ class AzurePlatform:
     def read_events(self, job: JobRef) -> tuple[dict[str, Any], ...]:
         return self._jobs.events(job)
 
-    def register_model(self, name: str, job: JobRef, model_location: str, digest: str, gate: str) -> ModelVersion:
-        return self._models.register(name, job, model_location, digest, gate)
+    def register_model(
+        self, name: str, job: JobRef, model_location: str, digest: str, gate: str, lineage: str = "{}"
+    ) -> ModelVersion:
+        return self._models.register(name, job, model_location, digest, {"gate": gate, "lineage": lineage})
 
     def read_model(self, name: str, version: str) -> ModelVersion:
         return self._models.read(name, version)

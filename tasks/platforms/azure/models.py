@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _DIGEST, _JOB, _DATA, _REJECTED = "phiflow.digest", "phiflow.job", "phiflow.data", "phiflow.rejected"
-# A property, since tags are short.
-_GATE = "phiflow.gate"
+# Of the properties that hold JSON texts, since tags are short.
+_NOTE = "phiflow."
 _ATTEMPTS = 5
 
 
@@ -28,8 +28,8 @@ class Models:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
 
-    def register(self, name: str, job: JobRef, location: str, digest: str, gate: str) -> ModelVersion:
-        """Register what the job left in its declared output, under the next number.
+    def register(self, name: str, job: JobRef, location: str, digest: str, notes: dict[str, str]) -> ModelVersion:
+        """Register what the job left in its declared output, under the next number, with notes as properties.
 
         Two that register at once ask for the same number; the second is refused and looks again.
         """
@@ -43,7 +43,7 @@ class Models:
                     return self._ours(version, Origin(reused=True, reason=reason))
             number = next_number([str(version.version) for version in versions])
             try:
-                made = self._put(name, number, job, location, digest, gate, flavors)
+                made = self._put(name, number, job, location, digest, notes, flavors)
             except PermissionDeniedError:
                 raise
             except PhiflowError as error:
@@ -75,7 +75,14 @@ class Models:
         return self.read(version.name, version.version)
 
     def _put(
-        self, name: str, number: str, job: JobRef, location: str, digest: str, gate: str, flavors: dict[str, Any]
+        self,
+        name: str,
+        number: str,
+        job: JobRef,
+        location: str,
+        digest: str,
+        notes: dict[str, str],
+        flavors: dict[str, Any],
     ) -> Model:
         from azure.ai.ml.entities import Model
 
@@ -88,7 +95,7 @@ class Models:
             # The SDK cannot read an answer without flavors.
             flavors=flavors,
             tags={"phiflow": "1", _DIGEST: digest, _JOB: job.name, _DATA: job.data_digest},
-            properties={_GATE: gate},
+            properties={f"{_NOTE}{name}": text for name, text in notes.items()},
         )
         with translated(_what(name, number)):
             made: Model = self._workspace.ml.models.create_or_update(wanted)
@@ -139,7 +146,8 @@ class Models:
             job=tags.get(_JOB, ""),
             data_digest=tags.get(_DATA, ""),
             location=location,
-            gate=str((model.properties or {}).get(_GATE) or "{}"),
+            gate=str((model.properties or {}).get(f"{_NOTE}gate") or "{}"),
+            lineage=str((model.properties or {}).get(f"{_NOTE}lineage") or "{}"),
             rejected=tags.get(_REJECTED, ""),
             origin=origin,
         )

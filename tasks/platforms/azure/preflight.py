@@ -56,6 +56,8 @@ def require_runnable(config: PipelineConfig, workspace: Workspace) -> None:
     require_request_time(config.serving)
     _require_source(config.data)
     _require_base_model(config.model)
+    if config.compute.size and not config.compute.size.lower().startswith("standard_n"):  # Azure's GPU families
+        local.require_gpu_for(config.train.method, f"compute.size {config.compute.size} has none")
     for name in (config.environment.training, config.serving_environment):
         _require_environment(name)
     local.require_environment(config.environment.chat)

@@ -29,7 +29,7 @@ from tasks.platforms.azure.sources import (
 from tasks.platforms.azure.translate import translated
 from tasks.platforms.errors import ConfigError, DataError, NotFoundError, PermissionDeniedError, PhiflowError
 from tasks.platforms.local.files import digest_files, file_lock, write_atomic
-from tasks.platforms.local.preflight import BUILTIN, require_source
+from tasks.platforms.local.preflight import BUILTIN, registered_version, require_source
 from tasks.platforms.local.preparation import builtin_key, data_key, identify
 from tasks.platforms.refs import BaseModelRef, DataManifest, EnvironmentRef, Origin, digest_of
 
@@ -79,6 +79,8 @@ class Preparation:
 
     def base_model(self, model: ModelConfig, environment: EnvironmentRef, *, create: bool = True) -> BaseModelRef:
         """A hub id becomes a commit, a folder here its content in the workspace's storage; `azureml:` stays."""
+        if version := registered_version(model.base):
+            return self._remote_model(model.model_copy(update={"base": f"azureml:{version[0]}:{version[1]}"}))
         if is_remote(model.base):
             return self._remote_model(model)
         if model.base == BUILTIN:

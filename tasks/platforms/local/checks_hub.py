@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.platforms.errors import PermissionDeniedError
 from tasks.platforms.local.checking import failed, passed, warned
-from tasks.platforms.local.preflight import BUILTIN, require_base_model, require_files, require_source
+from tasks.platforms.local.preflight import (
+    BUILTIN,
+    registered_version,
+    require_base_model,
+    require_files,
+    require_source,
+)
 from tasks.platforms.local.preparation import hub_commit
 from tasks.platforms.upkeep import Check
 
@@ -31,6 +37,8 @@ def check_base_model(model: ModelConfig, hub_token_secret: str | None = None) ->
     require_base_model(model)
     if model.base == BUILTIN:
         yield passed("base model", f"{model.base}, built here")
+    elif registered_version(model.base):
+        yield passed("base model", f"{model.base}, which the run looks up in the registry")
     elif Path(model.base).is_absolute():
         yield _with_template(model.base, _has_template(Path(model.base)))
     else:
@@ -60,7 +68,7 @@ def check_data(data: DataConfig) -> Iterator[Check]:
 
 def check_memory(config: PipelineConfig) -> Iterator[Check]:
     """Whether this machine's memory holds the training of a model whose parameters the hub counts."""
-    if config.model.base == BUILTIN or Path(config.model.base).is_absolute():
+    if config.model.base == BUILTIN or registered_version(config.model.base) or Path(config.model.base).is_absolute():
         return
     import psutil
 

@@ -182,7 +182,7 @@ class Jobs:
         python = str(Path(spec.environment.location) / "bin" / "python")
         command = [python, "-u", "-m", *self._arguments(spec, folder)]
         slots = [str(self._home.folder("compute")), str(spec.compute.max_instances)]
-        environment |= {"PYTHONPATH": str(code), "PHIFLOW_JOB_NAME": name, **KEEP_BYTECODE}
+        environment |= {"PYTHONPATH": str(code), "PHIFLOW_JOB_NAME": name, **spec.provenance, **KEEP_BYTECODE}
         _spawn([sys.executable, "-I", job_runner.__file__, str(folder), *slots, "--", *command], folder, environment)
         return _with_reason(_ref(read_json(folder / "job.json")), reason, reused=False)
 

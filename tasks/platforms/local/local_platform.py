@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.platforms.errors import ConfigError, NotFoundError
 from tasks.platforms.local import environments
 from tasks.platforms.local.chat import Chat
 from tasks.platforms.local.endpoints import Endpoints
 from tasks.platforms.local.jobs import Jobs
 from tasks.platforms.local.leftovers import Leftovers
 from tasks.platforms.local.models import Models
+from tasks.platforms.local.preflight import registered_version
 from tasks.platforms.local.preparation import Preparation
 from tasks.platforms.local.removal import LeftoverRemoval
 from tasks.platforms.local.scoring import Scoring
@@ -106,7 +108,17 @@ class LocalPlatform:
         return self.endpoints.find_deployment(endpoint, model, serving, environment)
 
     def resolve_base_model(self, model: ModelConfig, environment: EnvironmentRef) -> BaseModelRef:
+        if found := registered_version(model.base):
+            return self._registered(model.base, *found)
         return self.preparation.base_model(model, environment)
+
+    def _registered(self, base: str, name: str, version: str) -> BaseModelRef:
+        try:
+            model = self.models.read(name, version)
+        except NotFoundError as error:
+            raise ConfigError(f"model.base {base}: {error.message}", fix="Check model.base.") from error
+        origin = Origin(reused=True, reason="a registered version")
+        return BaseModelRef(base=base, revision="", digest=model.digest, location=model.location, origin=origin)
 
     def prepare_data(
         self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int
@@ -145,8 +157,12 @@ class LocalPlatform:
     def read_events(self, job: JobRef) -> tuple[dict[str, Any], ...]:
         return self.jobs.events(job)
 
-    def register_model(self, name: str, job: JobRef, model_location: str, digest: str, gate: str) -> ModelVersion:
-        return self.models.register(name, job, self.jobs.mlflow_run(job), model_location, digest, gate)
+    def register_model(
+        self, name: str, job: JobRef, model_location: str, digest: str, gate: str, lineage: str = "{}"
+    ) -> ModelVersion:
+        return self.models.register(
+            name, job, self.jobs.mlflow_run(job), model_location, digest, {"gate": gate, "lineage": lineage}
+        )
 
     def read_model(self, name: str, version: str) -> ModelVersion:
         return self.models.read(name, version)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as RegistryEntry
 
 _DIGEST, _JOB, _DATA = "phiflow.digest", "phiflow.job", "phiflow.data"
-_GATE, _REJECTED = "phiflow.gate", "phiflow.rejected"
+_REJECTED = "phiflow.rejected"
+_NOTE = "phiflow."
 _ENDED = {JobState.COMPLETED: "FINISHED", JobState.FAILED: "FAILED", JobState.CANCELLED: "KILLED"}
 
 
@@ -55,8 +56,14 @@ class Models:
         if run_id and client.get_run(run_id).info.status == "RUNNING":
             client.set_terminated(run_id, _ENDED[state])
 
-    def register(self, name: str, job: JobRef, run_id: str, location: str, digest: str, gate: str) -> ModelVersion:
-        """Copy the model into the registry's store and give it the next version number."""
+    def register(
+        self, name: str, job: JobRef, run_id: str, location: str, digest: str, notes: dict[str, str]
+    ) -> ModelVersion:
+        """Copy the model into the registry's store and give it the next version number.
+
+        Args:
+            notes: JSON texts by name: the gate's decision, the lineage.
+        """
         from mlflow.exceptions import MlflowException
 
         client = self._client()
@@ -74,7 +81,7 @@ class Models:
                     name,
                     source=f"{artifacts}/model",
                     run_id=run_id,
-                    tags={_DIGEST: digest, _JOB: job.name, _DATA: job.data_digest, _GATE: gate},
+                    tags={_DIGEST: digest, _JOB: job.name, _DATA: job.data_digest, **_noted(notes)},
                 )
             except MlflowException as error:
                 raise PhiflowError(
@@ -157,6 +164,10 @@ class Models:
             ) from error
 
 
+def _noted(notes: dict[str, str]) -> dict[str, str]:
+    return {f"{_NOTE}{name}": text for name, text in notes.items()}
+
+
 def _version(entry: RegistryEntry, origin: Origin) -> ModelVersion:
     return ModelVersion(
         name=entry.name,
@@ -165,7 +176,8 @@ def _version(entry: RegistryEntry, origin: Origin) -> ModelVersion:
         job=entry.tags.get(_JOB, ""),
         data_digest=entry.tags.get(_DATA, ""),
         location=str(entry.source).removeprefix("file://"),
-        gate=entry.tags.get(_GATE, "{}"),
+        gate=entry.tags.get(f"{_NOTE}gate", "{}"),
+        lineage=entry.tags.get(f"{_NOTE}lineage", "{}"),
         rejected=entry.tags.get(_REJECTED, ""),
         origin=origin,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tasks.config import DataConfig, ModelConfig, PipelineConfig, SourceConfig
 
 BUILTIN = "builtin/tiny-phi3"
+REGISTERED = re.compile(r"models:/(?P<name>[^/@:]+)/(?P<version>\d+)")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -29,6 +31,8 @@ def require_runnable(config: PipelineConfig) -> None:
     """
     require_source(config.data)
     require_base_model(config.model)
+    if not _has_nvidia():
+        require_gpu_for(config.train.method, "this machine has none")
     for name in (config.environment.training, config.serving_environment, config.environment.chat):
         require_environment(name)
     home = Home.open(config.platform.home)  # only now: a mistake leaves nothing behind
@@ -38,6 +42,8 @@ def require_runnable(config: PipelineConfig) -> None:
 
 def require_base_model(model: ModelConfig) -> None:
     """Refuse a base model that is neither here nor on any hub."""
+    if registered_version(model.base):
+        return
     folder = Path(model.base)
     if folder.is_absolute() and not (folder / "config.json").is_file():
         what = "has no config.json" if folder.is_dir() else "does not exist"
@@ -49,6 +55,37 @@ def require_base_model(model: ModelConfig) -> None:
         )
     if model.base.startswith("builtin/") and model.base != BUILTIN:
         raise ConfigError(f"There is no built-in model '{model.base}'.", fix=f"The one there is: {BUILTIN}.")
+
+
+def require_gpu_for(method: str, why: str) -> None:
+    """Refuse a method that trains on an NVIDIA GPU only, before anything is built or downloaded."""
+    if method == "qlora":
+        raise ConfigError(
+            f"train.method is qlora, whose 4-bit weights need an NVIDIA GPU, and {why}.",
+            fix="Set train.method to lora.",
+        )
+
+
+def _has_nvidia() -> bool:
+    """Whether there is a driver; whether torch can use it is the job's to say."""
+    return bool(shutil.which("nvidia-smi")) or any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/dxg"))
+
+
+def registered_version(base: str) -> tuple[str, str] | None:
+    """Name and version of `models:/NAME/VERSION`; None for a base that is no registered model.
+
+    Raises:
+        ConfigError: it names no version, which would be another model tomorrow.
+    """
+    if not base.startswith("models:/"):
+        return None
+    found = REGISTERED.fullmatch(base)
+    if not found:
+        raise ConfigError(
+            f"model.base '{base}' does not name one version of a registered model.",
+            fix="Write models:/NAME/VERSION; to go on from the version that serves, set model.start_from to champion.",
+        )
+    return found["name"], found["version"]
 
 
 def require_environment(name: str) -> None:

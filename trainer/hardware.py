@@ -32,6 +32,22 @@ class Hardware:
     reasons: tuple[str, ...]
 
 
+def require_hardware_for(config: TrainConfig) -> None:
+    """Refuse a method that cannot run here, before anything is downloaded.
+
+    Raises:
+        TrainerError: QLoRA without a GPU.
+    """
+    import torch
+
+    if config.method == "qlora" and not torch.cuda.is_available():
+        raise TrainerError(
+            "train.method is qlora, but its 4-bit weights need an NVIDIA GPU and this machine has none.",
+            "Set train.method to lora.",
+            "configuration",
+        )
+
+
 def choose_hardware(config: TrainConfig, model_config: Any = None) -> Hardware:
     """Choose device, precision, attention and packing.
 
@@ -43,12 +59,6 @@ def choose_hardware(config: TrainConfig, model_config: Any = None) -> Hardware:
     import torch
 
     gpu = torch.cuda.is_available()
-    if config.method == "qlora" and not gpu:
-        raise TrainerError(
-            "train.method is qlora, but its 4-bit weights need an NVIDIA GPU and this machine has none.",
-            "Set train.method to lora.",
-            "configuration",
-        )
     bf16, why_bf16 = _precision(config, gpu, model_config)
     packing, why_packing = _packing(config, model_config)
     attention, why = _attention(config, gpu and bf16, packing, model_config)

@@ -10,7 +10,7 @@ from trainer.chats import read_chats
 from trainer.checkpoints import claim_checkpoints
 from trainer.encoding import encode_chats
 from trainer.evaluate import evenly_chosen
-from trainer.hardware import choose_hardware
+from trainer.hardware import choose_hardware, require_hardware_for
 from trainer.job import Reporting, Run, TrainJob
 from trainer.model import (
     choose_threads,
@@ -40,6 +40,7 @@ def load_run(job: TrainJob, reporting: Reporting) -> Run:
     from transformers import set_seed
 
     set_seed(job.config.seed)
+    require_hardware_for(job.config)
     require_reachable(job.base_model, job.revision)
     model_config = read_model_config(job.base_model, job.revision)
     hardware = choose_hardware(job.config, model_config)

@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import trainer.loading
 from trainer.__main__ import main
 from trainer.files import digest_folder, digest_model
-from trainer.hardware import Hardware
 from trainer.merging import _relative, logits_of
 
 SHORT = SETTINGS | {"learning_rate": 1e-2, "max_steps": 2, "num_eval_generations": 0, "save_steps": 50}
@@ -66,9 +65,8 @@ def lora(tmp_path_factory, base, corpus) -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def qlora(tmp_path_factory, base, corpus) -> SimpleNamespace:
     """A run by QLoRA, on the CPU backend of bitsandbytes that users are kept from."""
-    hardware = Hardware(device="cpu", bf16=False, attention="documents", packing=True, reasons=("attention=documents",))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.loading, "choose_hardware", lambda config: hardware)
+        patch.setattr(trainer.loading, "require_hardware_for", lambda config: None)
         return run(tmp_path_factory.mktemp("qlora"), base, corpus, method="qlora")
 
 

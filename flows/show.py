@@ -38,8 +38,19 @@ def _show_training(told: dict[str, Any], base_model: str) -> None:
     data, base, candidate = told["data"], told["scores"]["base"], told["scores"]["candidate"]
     print(f"  trained   {base_model} on {data['counts']['train']} conversations ({told['job']['name']})")
     print(f"  tested    on {data['counts']['test']} others{_rejected(data)}")
-    print(f"  before    loss {base['loss']:.3f}, word for word {base['exact_match']:.0%}")
-    print(f"  after     loss {candidate['loss']:.3f}, word for word {candidate['exact_match']:.0%}")
+    print(f"  before    {_scores(base)}")
+    print(f"  after     {_scores(candidate)}")
+    gate = told["gate"] or {}
+    low, high = gate.get("improvement_low"), gate.get("improvement_high")
+    if low is not None and high is not None:
+        print(f"  better    by {low:.3f} to {high:.3f} in {gate['metric']} (95 %)")
+    if told["curves"]:
+        print(f"  curves    {told['curves']}")
+
+
+def _scores(scores: dict[str, Any]) -> str:
+    chrf = "" if scores["chrf"] is None else f", chrF {scores['chrf']:.1f}"
+    return f"loss {scores['loss']:.3f}, word for word {scores['exact_match']:.0%}{chrf}"
 
 
 def show_endpoint(endpoint: dict[str, Any]) -> None:

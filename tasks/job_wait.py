@@ -109,6 +109,10 @@ def progress_line(status: JobStatus) -> str:
         line += f", loss {status.loss:.3f}"
     if status.tokens_per_second is not None:
         line += f", {status.tokens_per_second:.0f} tokens/s"
+    if status.supervised_tokens_per_second is not None:
+        line += f" ({status.supervised_tokens_per_second:.0f} learned)"
+    if status.mfu is not None:
+        line += f", MFU {status.mfu:.0%}"
     if status.seconds_left is not None:
         line += f", {duration(status.seconds_left)} left"
     return line

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
@@ -27,10 +27,9 @@ from tasks.platforms.refs import (
     TrainingResult,
 )
 from tasks.report_documents import data_document, endpoint_document, model_document
+from tasks.report_scores import curves_uri, interval_lines, scores_document, scores_table
 from tasks.step import step
 from tasks.training import PAGES
-
-_CURVE_WIDTH, _CURVE_HEIGHT, _MARGIN = 640, 240, 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +61,7 @@ def publish_report(place: PlatformConfig, report: RunReport) -> None:
     spent = spent_of(place, report)
     create_markdown_artifact(markdown(report, details, spent), key="report", description=report.reason)
     if details:
-        curve = svg_data_uri(details["loss_curve"])
-        create_image_artifact(curve, key="loss-curve", description="Training loss by step")
+        create_image_artifact(curves_uri(details), key="loss-curve", description="The training by step")
         create_link_artifact(report.tracking_url, link_text=PAGES[place.kind], key="mlflow")
     if report.chat:
         create_link_artifact(report.chat.url, link_text="Chat app", key="chat")
@@ -85,7 +83,7 @@ def markdown(report: RunReport, details: dict[str, Any], spent: Spent | None = N
         lines.append(f"Nothing: no job was submitted. It would have been {trained}.")
         return "\n\n".join([*lines, *(["## Estimate", estimate_markdown(report.estimate)] if report.estimate else [])])
     lines += [f"{trained}, job [{report.result.job.name}]({report.result.job.url}).", comparison(report)]
-    lines.append(f"![Training loss by step]({svg_data_uri(details['loss_curve'])})")
+    lines.append(f"![The training by step]({curves_uri(details)})")
     if report.model:
         lines += ["## Model", f"`{report.model.name}` version {report.model.version}, `{report.model.digest[:12]}`"]
     if report.endpoint:
@@ -98,20 +96,9 @@ def markdown(report: RunReport, details: dict[str, Any], spent: Spent | None = N
 def comparison(report: RunReport) -> str:
     """Before and after, and what the gate said, in Markdown."""
     assert report.result and report.gate
-    base, candidate = report.result.base, report.result.candidate
-    champion = "" if report.gate.champion is None else f"{report.gate.champion:.4f}"
-    lines = [
-        "## Before and after",
-        "| | base | candidate | now serving |",
-        "|---|---|---|---|",
-        f"| loss | {base.loss:.4f} | {candidate.loss:.4f} | {champion} |",
-        f"| perplexity | {base.perplexity:.2f} | {candidate.perplexity:.2f} | |",
-        f"| token accuracy | {base.token_accuracy:.1%} | {candidate.token_accuracy:.1%} | |",
-        f"| word for word | {base.exact_match:.1%} | {candidate.exact_match:.1%} | |",
-        "## Gate",
-        f"{'Passed' if report.gate.passed else 'Refused'}: {report.gate.reason}.",
-    ]
-    return "\n\n".join(_join_tables(lines))
+    decided = f"{'Passed' if report.gate.passed else 'Refused'}: {report.gate.reason}."
+    lines = ["## Before and after", *scores_table(report.result, report.gate), "## Gate", decided]
+    return "\n\n".join(_join_tables([*lines, *interval_lines(report.gate)]))
 
 
 def sample_answers(details: dict[str, Any]) -> str:
@@ -140,31 +127,10 @@ def _join_tables(lines: list[str]) -> list[str]:
     return joined
 
 
-def svg_data_uri(points: list[list[float]]) -> str:
-    """Draw [step, loss] points as an SVG line in a data URI."""
-    body = ""
-    if points:
-        steps, losses = [p[0] for p in points], [p[1] for p in points]
-        span = max(1, max(steps) - min(steps))
-        top, height = max(*losses, 1e-9), _CURVE_HEIGHT - 2 * _MARGIN
-        path = " ".join(
-            f"{_MARGIN + (_CURVE_WIDTH - 2 * _MARGIN) * (s - min(steps)) / span:.1f},"
-            f"{_CURVE_HEIGHT - _MARGIN - height * loss / top:.1f}"
-            for s, loss in points
-        )
-        floor = _CURVE_HEIGHT - _MARGIN
-        body = (
-            f'<polyline fill="none" stroke="#1860f2" stroke-width="2" points="{path}"/>'
-            f'<line x1="{_MARGIN}" y1="{floor}" x2="{_CURVE_WIDTH - _MARGIN}" y2="{floor}" stroke="#888"/>'
-            f'<line x1="{_MARGIN}" y1="{_MARGIN}" x2="{_MARGIN}" y2="{floor}" stroke="#888"/>'
-            f'<text x="4" y="{_MARGIN}" font-size="12">{top:.2f}</text><text x="22" y="{floor}" font-size="12">0</text>'
-            f'<text x="{_CURVE_WIDTH - 2 * _MARGIN}" y="{floor + 18}" font-size="12">step {max(steps)}</text>'
-        )
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_CURVE_WIDTH}" height="{_CURVE_HEIGHT}" '
-        f'font-family="sans-serif"><rect width="100%" height="100%" fill="white"/>{body}</svg>'
-    )
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+def curves_file(result: TrainingResult | None) -> str:
+    """Where the picture of the curves lies on this machine; on Azure it is among the job's logs in the studio."""
+    path = Path(result.result_file).with_name("curves.png") if result else None
+    return str(path) if path and path.is_file() else ""
 
 
 def document(report: RunReport, spent: Spent | None = None) -> dict[str, Any]:
@@ -176,15 +142,12 @@ def document(report: RunReport, spent: Spent | None = None) -> dict[str, Any]:
         "attempt": result.job.attempt,
         "url": result.job.url,
     }
-    scores = (("base", result.base), ("candidate", result.candidate)) if result else ()
     return {
         "data": data_document(report.data),
         "job": job,
         "gate": summary(gate) if gate else None,
-        "scores": {
-            label: {"loss": s.loss, "token_accuracy": s.token_accuracy, "exact_match": s.exact_match}
-            for label, s in scores
-        },
+        "scores": scores_document(result),
+        "curves": curves_file(result),
         "model": model_document(report.model),
         "endpoint": endpoint_document(report.endpoint),
         "chat": {"url": report.chat.url} if report.chat else None,

@@ -38,5 +38,7 @@ def with_progress(status: JobStatus, events: Sequence[dict[str, Any]]) -> JobSta
         num_steps=last.get("num_steps"),
         loss=last.get("loss"),
         tokens_per_second=last.get("tokens_per_second"),
+        supervised_tokens_per_second=last.get("supervised_tokens_per_second"),
+        mfu=last.get("mfu"),
         seconds_left=last.get("seconds_left"),
     )

@@ -181,6 +181,8 @@ class JobStatus:
     num_steps: int | None = None
     loss: float | None = None
     tokens_per_second: float | None = None
+    supervised_tokens_per_second: float | None = None
+    mfu: float | None = None
     seconds_left: float | None = None
     error: str = ""
     fix: str = ""

@@ -71,7 +71,7 @@ def _check_artifacts(prefect: Prefect, run_id: str, chat_url: str) -> None:
     assert artifacts["training-progress"]["type"] == "progress"
     assert artifacts["training-progress"]["data"] == 100.0
     assert chat_url in str(artifacts["chat"]["data"])
-    assert "data:image/svg+xml;base64," in str(artifacts["loss-curve"]["data"])
+    assert "data:image/png;base64," in str(artifacts["loss-curve"]["data"])
     report = str(artifacts["report"]["data"])
     for wanted in ("# Completed", "| loss |", "## Gate", "## Traffic", "## Sample answers", "100%"):
         assert wanted in report, wanted

@@ -136,4 +136,6 @@ def test_stages_are_told_as_what_they_are() -> None:
         seconds_left=5400,
     )
     assert progress_line(training_now) == "step 3/9, loss 1.250, 99 tokens/s, 90 min left"
+    measured = replace(training_now, supervised_tokens_per_second=40.0, mfu=0.384)
+    assert progress_line(measured) == "step 3/9, loss 1.250, 99 tokens/s (40 learned), MFU 38%, 90 min left"
     assert [duration(seconds) for seconds in (5, 600, 9000)] == ["5 s", "10 min", "2.5 h"]

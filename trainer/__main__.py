@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 bug or failed training, 2 something to correct in the comm
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from trainer.events import EventLog
 from trainer.files import INCOMPLETE
 from trainer.hub_token import provide_hub_token
 from trainer.interruption import Interruption
+from trainer.launch import end_with_launcher, launch, num_processes_to_start
 from trainer.model import quiet_libraries
 from trainer.ranks import is_first
 from trainer.tracking import Tracker
@@ -26,14 +28,19 @@ DEFAULT_BASE_MODEL = "microsoft/Phi-3.5-mini-instruct"
 
 def main(arguments: list[str] | None = None) -> int:
     """Fine-tune a model; see --help."""
-    options = _parser().parse_args(_with_dashes(sys.argv[1:] if arguments is None else arguments))
+    given = _with_dashes(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
     output = Path(options.model_output_dir).expanduser().absolute()
     interruption, tracker = Interruption(), Tracker()
     events = None
     log_to_console()
+    log_dir = Path(options.log_dir).absolute() if options.log_dir else output.with_name(f"{output.name}.logs")
     with explained() as outcome:
+        end_with_launcher()
         interruption.listen()
-        log_dir = Path(options.log_dir).absolute() if options.log_dir else output.with_name(f"{output.name}.logs")
+        if (num_processes := num_processes_to_start(options.num_processes)) > 1:
+            with interruption.deferred():
+                return launch(num_processes, given, log_dir)
         events = EventLog(log_dir, _absolute(options.result_dir))
         config = read_config(options.config)
         base_model = resolve_base_model(options.base_model)
@@ -76,6 +83,11 @@ def _parser() -> OneLineParser:
     parser.add_argument("--checkpoint-dir", help="kept between attempts (default: beside the model)")
     parser.add_argument("--log-dir", help="events.jsonl, result.json, error.json (default: beside the model)")
     parser.add_argument("--result-dir", help="result.json or error.json here too, where it outlives the machine")
+    parser.add_argument(
+        "--num-processes",
+        type=_count,
+        help="processes to start on this machine (default: one a GPU; those that a platform started join each other)",
+    )
     parser.add_argument("--config", type=Path, help="JSON file with the train section")
     return parser
 
@@ -87,6 +99,12 @@ def _with_dashes(arguments: list[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         result.append(name.replace("_", "-") + equals + value if name.startswith("--") else argument)
     return result
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 64")
+    return int(text)
 
 
 def _absolute(given: str | None) -> Path | None:

@@ -19,8 +19,15 @@ from trainer.config import TrainConfig, TrainConfigError
 from trainer.console import Console, find_console
 from trainer.errors import EXIT_INPUT, TrainerError
 from trainer.interruption import Interrupted
-from trainer.ranks import is_first
+from trainer.launch import is_launched
+from trainer.ranks import is_first, world_size
 
+_PEER_IS_GONE = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "NCCL communicator was aborted",
+)
 _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -53,7 +60,8 @@ def explained() -> Iterator[Outcome]:
             console.status("")
         if outcome.error.kind == "bug":
             traceback.print_exc()
-        print(f"error: {outcome.error}", file=sys.stderr, flush=True)
+        if not is_launched():  # else the launcher says it, once
+            print(f"error: {outcome.error}", file=sys.stderr, flush=True)
 
 
 def as_trainer_error(error: Exception) -> TrainerError:
@@ -69,6 +77,12 @@ def as_trainer_error(error: Exception) -> TrainerError:
             "Halve train.per_device_train_batch_size and double train.gradient_accumulation_steps, "
             "lower train.max_length, or set train.method to lora.",
             "out_of_memory",
+        )
+    if world_size() > 1 and any(words in text for words in _PEER_IS_GONE):
+        return TrainerError(
+            "Another process of this training has ended.",
+            "Read its error; run the same command again to go on from the last checkpoint.",
+            "preempted",
         )
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         return TrainerError(

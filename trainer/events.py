@@ -74,8 +74,9 @@ class EventLog:
 
     def fail(self, error: TrainerError) -> None:
         """Leave the reason of a run that did not."""
-        if is_first():
-            write_atomic(self.folder / "error.json", _shown(_reason(error)))
+        path = self.folder / "error.json"
+        if not (path.exists() and error.kind == "preempted"):  # it says what stopped the others
+            write_atomic(path, _shown(_reason(error)))
         if self._verdict:
             self._verdict.fail(error)
         self.emit("failed", **_reason(error))

@@ -86,7 +86,7 @@ class Command:
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_the_same(tiny_model, corpus, tmp_path):
-    """SIGKILL at 20 random moments, spread over the run, and the same command again: equal losses, curve and weights."""
+    """SIGKILL at 20 random moments spread over the run, and the same command again: equal losses, curve, weights."""
     unbroken = Command(tmp_path / "unbroken", tiny_model, corpus)
     whole = unbroken.seconds()
     moments = random.Random(7)

@@ -217,7 +217,7 @@ def test_sigterm_leaves_a_checkpoint_and_code_75(tiny_model, corpus, tmp_path):
     environment.pop("MLFLOW_TRACKING_URI", None)
     process = subprocess.Popen([sys.executable, "-m", "trainer", *job.arguments], env=environment)
     events = tmp_path / "logs" / "events.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     try:
         while not (events.exists() and '"progress"' in events.read_text()):
             assert process.poll() is None and time.monotonic() < deadline

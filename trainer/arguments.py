@@ -21,12 +21,17 @@ def training_arguments(run: Run) -> TrainingArguments:
     """Everything that transformers' Trainer is told."""
     from transformers import TrainingArguments
 
+    from trainer.sharding import keep_gradients_precise, sharding_arguments
+
     config, hardware = run.config, run.hardware
+    checkpointing = bool(config.gradient_checkpointing)
+    sharded = run.distribution == "fsdp"
+    distribution = sharding_arguments(config, checkpointing) if sharded else {"gradient_checkpointing": checkpointing}
     arguments = TrainingArguments(
         output_dir=str(run.job.checkpoint_dir),
         **{name: getattr(config, name) for name in _SHARED},
         learning_rate=config.peak_learning_rate,
-        gradient_checkpointing=bool(config.gradient_checkpointing),
+        **distribution,
         warmup_steps=config.warmup_share,  # below 1 it is a share
         data_seed=config.seed,
         bf16=hardware.bf16,
@@ -45,4 +50,5 @@ def training_arguments(run: Run) -> TrainingArguments:
     )
     # transformers would refuse it above, for want of evaluations that it knows of.
     arguments.load_best_model_at_end = bool(config.early_stopping_patience)
+    keep_gradients_precise(arguments)
     return arguments

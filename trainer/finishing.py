@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer.adapters import save_adapter
+from trainer.adapters import save_adapter, with_adapters
 from trainer.merging import (
     MergeReport,
     forget,
@@ -24,6 +24,7 @@ from trainer.merging import (
 from trainer.model import fit_tokenizer, load_model, stop_at
 from trainer.precision import held_as_stored, held_to_train
 from trainer.provenance import public_name
+from trainer.ranks import is_first
 
 if TYPE_CHECKING:
     from trainer.job import Run
@@ -34,7 +35,8 @@ class Finished:
     """What training left.
 
     Args:
-        model: plain and whole, its values those that will be stored.
+        model: plain and whole, its values those that will be stored; None in all processes but the first, of those
+            that shared it in parts.
         adapter: folder with the adapter in peft's layout; None where every weight learned.
         merge: what merging changed.
     """
@@ -51,6 +53,8 @@ def finish_model(run: Run, trainer: Any) -> Finished:
         TrainerError: the merged model says something else than the one that was trained.
     """
     run.model = None
+    if run.distribution == "fsdp" and not gather_model(run, trainer):
+        return Finished(None)
     if run.config.method == "full":
         finished = Finished(trainer.accelerator.unwrap_model(trainer.model))
     else:
@@ -69,6 +73,19 @@ def model_as_stored(run: Run) -> Any:
     fit_tokenizer(model, run.tokenizer)
     stop_at(model, run.tokenizer, run.stop_token_ids)
     return model
+
+
+def gather_model(run: Run, trainer: Any) -> bool:
+    """Put the parts of a sharded model together in the first process, in a model read anew; whether this is the one."""
+    whole = trainer.whole_state()
+    if is_first():
+        job, hardware = run.job, run.hardware
+        model: Any = load_model(job.base_model, job.revision, hardware, held_to_train(run.config.method, hardware))
+        fit_tokenizer(model, run.tokenizer)
+        model = model if run.config.method == "full" else with_adapters(model, run.config)
+        model.load_state_dict(whole)
+        trainer.model = trainer.model_wrapped = model
+    return is_first()
 
 
 def _merged(run: Run, trainer: Any) -> Finished:

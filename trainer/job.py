@@ -58,6 +58,7 @@ class Run:
         model: in 32 bits, on its device; after training the finished one.
         stored_dtype: precision of the base model's files, which the result keeps.
         stop_token_ids: tokens that end an answer.
+        distribution: single, ddp or fsdp.
     """
 
     job: TrainJob
@@ -69,6 +70,7 @@ class Run:
     train_chats: list[EncodedChat]
     eval_chats: list[EncodedChat]
     stop_token_ids: set[int]
+    distribution: str = "single"
 
     @property
     def config(self) -> TrainConfig:

@@ -27,7 +27,17 @@ def learn_supervised_tokens(model: Any) -> None:
     Without labels it answers as before. A model that does more to its logits than its output layer does (scales or
     caps them) computes them itself, at the learned tokens.
     """
-    original, plain = model.forward, _is_plain(model)
+    original, plain, head = model.forward, _is_plain(model), model.get_output_embeddings()
+    logits_of, is_linear = head.forward, type(head) is torch.nn.Linear  # else quantised, or with adapters
+
+    # The head's own work, so that whoever gathers a sharded layer's weights for its call does so for the loss.
+    def head_forward(self: Any, states: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        if targets is None:
+            return logits_of(states)
+        if is_linear:
+            return summed_loss(states, self, targets)
+        return F.cross_entropy(logits_of(states).float(), targets, reduction="sum")
+
     log.info("Chose loss=%s", "chunked" if plain else "the model's own logits, which it scales or caps")
 
     def forward(self: Any, *args: Any, labels: torch.Tensor | None = None, **inputs: Any) -> Any:
@@ -41,7 +51,7 @@ def learn_supervised_tokens(model: Any) -> None:
         learned = targets != IGNORED
         if plain:
             states = self.base_model(*args, **inputs).last_hidden_state[:, :-1][learned]
-            loss = summed_loss(states, self.get_output_embeddings(), targets[learned])
+            loss = head(states, targets=targets[learned])
         else:
             columns = learned.any(dim=0).nonzero()[:, 0]
             logits = original(*args, **inputs, logits_to_keep=columns).logits[learned[:, columns]]
@@ -49,17 +59,16 @@ def learn_supervised_tokens(model: Any) -> None:
         return CausalLMOutputWithPast(loss=loss)
 
     model.forward = types.MethodType(forward, model)
+    head.forward = types.MethodType(head_forward, head)
 
 
-def summed_loss(states: torch.Tensor, head: torch.nn.Module, targets: torch.Tensor) -> torch.Tensor:
+def summed_loss(states: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
     """Sum of negative log likelihoods, 32 bits.
 
     Args:
         states: tokens x hidden size; what the output layer reads.
         targets: tokens; what each state should predict.
     """
-    if type(head) is not torch.nn.Linear:  # quantised, or with adapters
-        return F.cross_entropy(head(states).float(), targets, reduction="sum")
     kind = states.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
     with torch.autocast(kind, enabled=False):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
 
 from trainer.checkpoints import discard_checkpoint, mark_complete, prune, written_files
 from trainer.disk import require_space, shown_bytes
@@ -19,6 +18,7 @@ from trainer.errors import TrainerError
 from trainer.guard import Guard
 from trainer.interruption import GRACE_SECONDS
 from trainer.ranks import gathered, is_first, of_first, rank, summed
+from trainer.sharding import ShardingTrainer
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _TOKENIZER_BYTES = 64 * 2**20  # tokenizer, states of scheduler and random numbe
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-class SavingTrainer(Trainer):
+class SavingTrainer(ShardingTrainer):
     """Trainer whose checkpoints are sealed by checkpoints.py.
 
     A callback that has state_dict() and load_state_dict() is kept in each, by its class, for each process.

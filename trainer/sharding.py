@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from accelerate.state import DistributedType
 from accelerate.utils import FullyShardedDataParallelPlugin
+from peft import get_peft_model_state_dict
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -20,6 +22,8 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import Trainer
 
 from trainer.config import TrainConfig
+from trainer.errors import TrainerError
+from trainer.job import Run
 from trainer.ranks import is_first, world_size
 
 log = logging.getLogger(__name__)
@@ -34,15 +38,38 @@ def choose_distribution(config: TrainConfig, num_parameters: int, gpu_bytes: int
 
     Args:
         gpu_bytes: memory of one GPU; 0 where there is none.
+    Raises:
+        TrainerError: fsdp is asked for with qlora.
     """
     if world_size() == 1:
         return "single", "one process"
+    if config.method == "qlora":
+        if config.distribution == "fsdp":
+            raise TrainerError(
+                "train.distribution is fsdp, but weights in 4 bits are not shared in parts here.",
+                "Set train.distribution to ddp, or train.method to lora.",
+                "configuration",
+            )
+        return "ddp", "weights in 4 bits are small"
     if config.distribution != "auto":
         return config.distribution, "as configured"
     needed = num_parameters * (_LEARNING_BYTES if config.method == "full" else _FROZEN_BYTES)
     if gpu_bytes and needed > _SHARE_FOR_WEIGHTS * gpu_bytes:
         return "fsdp", f"weights and optimizer take {needed / 1e9:.0f} GB, a GPU has {gpu_bytes / 1e9:.0f}"
     return "ddp", "each device can hold the model"
+
+
+def distribute(run: Run) -> None:
+    """Choose how the run's processes share its model."""
+    gpu = torch.cuda.get_device_properties(run.hardware.device).total_memory if run.hardware.device != "cpu" else 0
+    run.distribution, why = choose_distribution(run.config, run.model.num_parameters(), gpu)
+    if run.distribution == "single":
+        return
+    log.info("Chose distribution=%s (%s)", run.distribution, why)
+    run.hardware = replace(run.hardware, reasons=(*run.hardware.reasons, f"distribution={run.distribution} ({why})"))
+    if run.distribution == "fsdp" and gpu:
+        run.model.to("cpu")  # each process moves its part back
+        torch.cuda.empty_cache()
 
 
 def sharding_arguments(config: TrainConfig, checkpointing: bool) -> dict[str, Any]:
@@ -78,6 +105,8 @@ def keep_gradients_precise(arguments: Any) -> None:
 class ShardingTrainer(Trainer):
     """Trainer that shards a model on CPUs too, and writes its parts where nothing may be renamed."""
 
+    is_fsdp_enabled: bool
+
     def create_accelerator_and_postprocess(self) -> None:
         """Have accelerate shard; it does so by itself on GPUs alone."""
         super().create_accelerator_and_postprocess()
@@ -92,10 +121,9 @@ class ShardingTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         adapters_alone = hasattr(self.model, "peft_config")
-        options = StateDictOptions(cpu_offload=True, ignore_frozen_params=adapters_alone)
-        model = get_model_state_dict(self.model, options=options)
-        if adapters_alone:
-            model = {name: value for name, value in model.items() if "lora_" in name}
+        options = StateDictOptions(cpu_offload=True)
+        whole = get_model_state_dict(self.model, options=options)
+        model = get_peft_model_state_dict(self.model) if adapters_alone else whole
         optimizer = get_optimizer_state_dict(self.model, self.optimizer, options=options)
         # Names as accelerate reads them.
         for name, state in (("pytorch_model_fsdp_0", {"model": model}), ("optimizer_0", {"optimizer": optimizer})):
@@ -107,9 +135,7 @@ class ShardingTrainer(Trainer):
 
     def whole_state(self) -> dict[str, torch.Tensor]:
         """The weights of a sharded model put together, on the CPU of the first process; nothing in the others."""
-        return get_model_state_dict(
-            self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-        )
+        return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 class _InPlace(FileSystem):

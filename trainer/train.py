@@ -85,15 +85,17 @@ def _trainer(run: Run) -> Any:
     from trainer.hardware import short_context
     from trainer.loop import RowTrainer
     from trainer.loss import learn_supervised_tokens
+    from trainer.sharding import distribute
 
     config = run.config
     learn_supervised_tokens(run.model)
+    distribute(run)
     watcher, *others = _callbacks(run)
     guard = Guard(run.reporting.interruption, run.job.train_file.name)
     trainer = RowTrainer(
         model=run.model if config.method == "full" else with_adapters(run.model, config),
         args=training_arguments(run),
-        train_dataset=_rows(run.train_chats),
+        train_dataset=_even(_rows(run.train_chats), config.per_device_train_batch_size),
         eval_dataset=_rows(run.eval_chats) if config.eval_strategy != "no" else None,
         data_collator=collator(run.hardware.attention, run.tokenizer.pad_token_id, short_context(run.model.config)),
         processing_class=run.tokenizer,
@@ -109,6 +111,13 @@ def _rows(chats: Any) -> Any:
     from trainer.batches import rows_of
 
     return rows_of(chats)
+
+
+def _even(rows: Any, batch_size: int) -> Any:
+    """Rows in equal shares for several processes."""
+    from trainer.shares import EvenRows
+
+    return rows if world_size() == 1 else EvenRows(rows, batch_size * world_size())
 
 
 def _callbacks(run: Run) -> list[Any]:

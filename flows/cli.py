@@ -49,10 +49,10 @@ def options(
 
 @app.command()
 def init(
-    data_file: Annotated[Path, typer.Argument(help="A file of chats.")],
+    data_file: Annotated[Path, typer.Argument(help="A file of chats, a folder of such files, or a pattern in quotes.")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing configuration.")] = False,
 ) -> None:
-    """Look at a data file and write a short, commented configuration next to it."""
+    """Look at a data file or folder and write a short, commented configuration next to it."""
     from flows.starter import write_starter
 
     target, about = write_starter(data_file, force=force)

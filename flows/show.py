@@ -98,6 +98,22 @@ def show_data(told: dict[str, Any]) -> None:
     """The prepared files."""
     print(f"{told['counts']['train']} conversations to train on: {told['train_file']}")
     print(f"{told['counts']['test']} to test on: {told['test_file']}{_rejected(told)}")
+    _show_sources(told["sources"])
+    counts = told["counts"]
+    if counts.get("left_out"):
+        print(f"{counts['left_out']} left out, by weights or data.max_examples")
+    if counts.get("duplicates"):
+        what_next = "left out" if told["is_deduplicated"] else "data.deduplicate leaves them out"
+        print(f"{counts['duplicates']} repeat another conversation: {what_next}")
+
+
+def _show_sources(sources: list[dict[str, Any]]) -> None:
+    for source in sources if len(sources) > 1 else ():
+        weight = f", weight {source['weight']:g}" if source["weight"] != 1 else ""
+        of = source["counts"]
+        print(f"  {source['name']} ({source['shape']}{weight}): {of['train']} to train on, {of['test']} to test on")
+    if with_tools := sum(source["counts"]["with_tools"] for source in sources):
+        print(f"{with_tools} of those read call or define tools")
 
 
 def _rejected(data: dict[str, Any]) -> str:

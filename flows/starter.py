@@ -1,4 +1,4 @@
-"""`phiflow init`: looks at a data file and writes a short, commented configuration next to it."""
+"""`phiflow init`: looks at a data file, or a folder of them, and writes a short, commented configuration next to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ name: {name}            # names the run, the endpoint and the model
 
 data:
   source: {source}
-  shape: {shape}          # as detected; messages, sharegpt, alpaca or prompt-completion
+  shape: {shape}          # as detected; messages, sharegpt, alpaca, prompt-completion or auto
   test_share: 0.2         # of the conversations, kept to test on
   max_rejected_share: {max_rejected_share}
 
@@ -58,11 +58,11 @@ def write_starter(data_file: Path, *, force: bool) -> tuple[Path, str]:
         seen = inspect_source(data_file)
     except TrainerError as error:
         raise DataError(error.message, fix=error.fix) from error
-    target = data_file.with_suffix(".yaml")
+    target, source = _beside(data_file)
     if target.exists() and not force:
         raise ConfigError(f"{target} exists.", fix="Edit it, or overwrite it with --force.")
-    shown = data_file.name if data_file.name.isprintable() else repr(data_file.name)
-    reasons = tuple(f"{shown}:{line}: {reason}" for line, reason in seen.rejected_reasons[:5])
+    shown = source if source.isprintable() else repr(source)
+    reasons = tuple(f"{_printable(file)}:{line}: {reason}" for file, line, reason in seen.rejected_reasons[:5])
     if seen.num_rejected == seen.num_sampled:
         raise DataError(
             f"None of {seen.num_sampled} records in {shown} can be used as shape {seen.shape}.",
@@ -70,15 +70,19 @@ def write_starter(data_file: Path, *, force: bool) -> tuple[Path, str]:
             detail=reasons,
         )
     count = f"about {seen.num_records}" if seen.is_estimate else str(seen.num_records)
-    about = f"{count} records of shape {seen.shape} in {shown}"
+    shape = f"of shape {seen.shape} " if seen.shape != "auto" else "of several shapes "
+    about = f"{count} records {shape}in {f'{seen.num_files} files of ' if seen.num_files > 1 else ''}{shown}"
+    of = f" of {seen.num_sampled} looked at" if seen.num_sampled < seen.num_records else ""
+    about += f", {seen.num_with_tools}{of} with tools" if seen.num_with_tools else ""
+    about += f", {seen.num_with_parts}{of} with content in parts" if seen.num_with_parts else ""
     if seen.num_rejected:
         about += f", {seen.num_rejected} of {seen.num_sampled} looked at cannot be used"
     characters = max(1.0, seen.mean_chars * seen.num_records)
     epochs = max(1, min(40, round(_WANTED_SECONDS * _CHARACTERS_A_SECOND / characters)))
     text = _TEMPLATE.format(
         about=about,
-        name=_name(data_file),
-        source=_as_yaml(data_file.name),
+        name=_name(target),
+        source=_as_yaml(source),
         shape=seen.shape,
         epochs=epochs,
         max_length=256 if seen.max_chars < 700 else 512,
@@ -90,6 +94,27 @@ def write_starter(data_file: Path, *, force: bool) -> tuple[Path, str]:
     except OSError as error:
         raise ConfigError(f"{target} could not be written: {error.strerror}.") from error
     return target, "\n  ".join((about, *reasons))
+
+
+def _beside(data: Path) -> tuple[Path, str]:
+    """Where the configuration goes, next to the file, the folder or what a pattern is below; and the source in it."""
+    from trainer.data.listing import is_pattern
+
+    if data.is_dir():
+        folder = data if data.name not in ("", "..") else data.resolve()
+        return folder.with_name(f"{folder.name}.yaml"), f"./{folder.name}"
+    if not is_pattern(str(data)):
+        return data.with_suffix(".yaml"), data.name
+    folder = next(parent for parent in data.parents if parent.is_dir())
+    below = data.relative_to(folder)
+    if not folder.name:
+        return folder / f"{_name(folder.resolve())}.yaml", str(below)
+    return folder.with_name(f"{folder.name}.yaml"), f"{folder.name}/{below}"
+
+
+def _printable(file: str) -> str:
+    name = Path(file).name
+    return name if name.isprintable() else repr(name)
 
 
 def _as_yaml(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from tasks.platforms.refs import DataManifest, EndpointStatus, ModelVersion
 
 _SHOWN_REJECTS = 100
+_SHOWN_SOURCES = 100
 
 
 def data_document(data: DataManifest) -> dict[str, Any]:
@@ -16,7 +17,9 @@ def data_document(data: DataManifest) -> dict[str, Any]:
     manifest = json.loads(Path(data.manifest_file).read_text(encoding="utf-8"))
     return {
         "sha256": data.digest,
-        "counts": {"train": data.num_train, "test": data.num_test},
+        "counts": manifest.get("counts", {}) | {"train": data.num_train, "test": data.num_test},
+        "sources": manifest.get("sources", [])[:_SHOWN_SOURCES],
+        "is_deduplicated": manifest.get("is_deduplicated", False),
         "num_rejected": data.num_rejected,
         "rejected": manifest["rejected"][:_SHOWN_REJECTS],
         "train_file": data.train_file,

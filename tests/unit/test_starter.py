@@ -62,6 +62,40 @@ def test_each_shape_is_recognised(tmp_path: Path, name: str, shape: str) -> None
     require_source(config.data)
 
 
+def test_a_folder_and_a_pattern_are_one_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration stands next to the folder, finds its files, and says how many there are and what they hold."""
+    (tmp_path / "chats").mkdir()
+    write_data(tmp_path / "chats" / "a.jsonl", "messages")
+    write_data(tmp_path / "chats" / "b.json", "alpaca")
+    target, about = write_starter(tmp_path / "chats", force=False)
+    assert (target, about) == (tmp_path / "chats.yaml", "60 records of several shapes in 2 files of ./chats")
+    config = load_config(target)
+    assert (config.name, config.data.source, config.data.shape) == ("chats", str(tmp_path / "chats"), "auto")
+    require_source(config.data)
+    monkeypatch.chdir(tmp_path)
+    target, about = write_starter(Path("chats/*.jsonl"), force=True)
+    assert (target, about) == (Path("chats.yaml"), "30 records of shape messages in chats/*.jsonl")
+    assert load_config(target).data.source == str(tmp_path / "chats" / "*.jsonl")
+    monkeypatch.chdir(tmp_path / "chats")
+    target, _ = write_starter(Path("*.json*"), force=True)
+    assert target == Path("chats.yaml")
+    require_source(load_config(target).data)
+
+
+def test_tools_and_parts_are_seen(tmp_path: Path) -> None:
+    """What a data set has beside plain text is told."""
+    call = {"type": "function", "function": {"name": "now", "arguments": "{}"}}
+    parts = [{"type": "text", "text": "Hi?"}]
+    rows = [
+        {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": None, "tool_calls": [call]}]}
+    ]
+    plain = write_data(tmp_path / "chats.jsonl", "messages").read_text()
+    (tmp_path / "chats.jsonl").write_text(plain + json.dumps(rows[0]) + "\n")
+    assert write_starter(tmp_path / "chats.jsonl", force=False)[1] == (
+        "31 records of shape messages in chats.jsonl, 1 with tools, 1 with content in parts"
+    )
+
+
 def test_every_line_a_user_may_change_is_explained(tmp_path: Path) -> None:
     """The configuration is short and commented."""
     text = write_starter(write_data(tmp_path / "chats.jsonl", "messages"), force=False)[0].read_text()
@@ -166,10 +200,11 @@ def test_useless_data_writes_nothing(tmp_path: Path, content: bytes | None, said
     assert list(tmp_path.glob("*.yaml")) == []
 
 
-@pytest.mark.parametrize("place", [".", "..", "/"])
-def test_folder_is_no_data(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder, whatever it is called, is refused as data."""
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("place", [".", "..", "../inner"])
+def test_folder_without_data_files_is_no_data(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is called."""
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
     with pytest.raises(DataError, match="is a folder"):
         write_starter(Path(place), force=False)
 

@@ -21,11 +21,13 @@ _COUNTS = ("train", "test", "rejected", "duplicates", "overlap", "trimmed", "lef
 
 @dataclass(slots=True)
 class Tally:
-    """What has been seen so far, in bounded memory; `read` and `unusable` count the records of each source."""
+    """What has been seen so far, in bounded memory; by the number of their source where it counts."""
 
+    is_deduplicated: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     read: Counter[int] = field(default_factory=Counter)
     unusable: Counter[int] = field(default_factory=Counter)
+    with_tools: Counter[int] = field(default_factory=Counter)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
 
@@ -52,6 +54,7 @@ def finish_manifest(
         "sha256": sha256,
         "digest": hashlib.sha256(f"{sha256['train']}\n{sha256['test']}\n".encode()).hexdigest(),
         "counts": {name: tally.counts[name] for name in _COUNTS},
+        "is_deduplicated": tally.is_deduplicated,
         "num_messages": sum(side.num_messages for side in sides.values()),
         "shape": shapes[0] if len(shapes) == 1 else "mixed",
         "source": _one(inputs),
@@ -73,7 +76,11 @@ def _one(opened: list[Input]) -> dict[str, Any]:
 
 
 def _described(opened: Input, number: int, tally: Tally, sides: Mapping[str, SideTally]) -> dict[str, Any]:
-    counts = {"read": tally.read[number], "rejected": tally.unusable[number]}
+    counts = {
+        "read": tally.read[number],
+        "rejected": tally.unusable[number],
+        "with_tools": tally.with_tools[number],
+    }
     return opened.describe() | {"counts": counts | {name: side.by_source[number] for name, side in sides.items()}}
 
 

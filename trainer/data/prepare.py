@@ -86,7 +86,7 @@ class _Writer:
     """The two sides of one output folder and the tally of what was read for them."""
 
     def __init__(self, folder: Path, options: DataOptions, files: contextlib.ExitStack) -> None:
-        self.tally = Tally()
+        self.tally = Tally(is_deduplicated=options.deduplicate)
         self.sides = {
             name: Side(folder / f"{name}.jsonl", most=most, deduplicate=options.deduplicate)
             for name, most in _caps(options).items()
@@ -131,6 +131,7 @@ class _Writer:
                 self.tally.unusable[number] += 1
                 self._reject({"file": source.name, "line": line, "reason": str(error)[:_MAX_REASON_CHARS]})
                 continue
+            self.tally.with_tools[number] += conversation.has_tools
             if len(self.tally.keys) < _MAX_KEYS_KEPT:
                 self.tally.keys.append(side_key)
             yield _Accepted(conversation, key, side_key, encoded)

@@ -60,6 +60,11 @@ class Conversation:
     tools: list[dict[str, Any]] = field(default_factory=list)
     trimmed: bool = False
 
+    @property
+    def has_tools(self) -> bool:
+        """Whether it defines tools or calls one."""
+        return bool(self.tools) or any("tool_calls" in message for message in self.messages)
+
 
 def shape_of(columns: Iterable[str]) -> str | None:
     """The shape that these column names have, or None."""

@@ -94,13 +94,22 @@ def open_source(wanted: SourceOptions, *, streaming: bool = False) -> list[Sourc
     for key in _HUB_ONLY:
         if (value := getattr(wanted, key)) is not None:
             raise _not_for_files(key, value, wanted.source)
+    return [*open_files(wanted.source)]
+
+
+def open_files(name: str) -> list[FileSource]:
+    """Open the files that a name stands for, at least one.
+
+    Raises:
+        TrainerError: there are none, or one cannot be read.
+    """
     try:
-        files = list_files(wanted.source)
+        files = list_files(name)
     except OSError as error:
-        raise TrainerError(f"The folder {wanted.source} cannot be read: {error.strerror}.") from None
-    if not files and is_pattern(wanted.source):
-        raise TrainerError(f"The data source {wanted.source} matches no file.", f"It was looked for from {Path.cwd()}.")
-    return [FileSource(path) for path in files or [Path(wanted.source).expanduser()]]
+        raise TrainerError(f"The folder {name} cannot be read: {error.strerror}.") from None
+    if not files and is_pattern(name):
+        raise TrainerError(f"The data source {name} matches no file.", f"It was looked for from {Path.cwd()}.")
+    return [FileSource(path) for path in files or [Path(name).expanduser()]]
 
 
 def is_hub_id(name: str) -> bool:

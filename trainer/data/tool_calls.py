@@ -13,7 +13,7 @@ def calls_of(turn: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """The calls of an assistant turn, from `tool_calls` or OpenAI's earlier `function_call`; empty when it makes none.
 
     Raises:
-        RejectedRecordError: a call without a function's name, or with arguments that are neither object nor text.
+        RejectedRecordError: a call without a function's name, or with arguments that are no object.
     """
     calls = turn.get("tool_calls") or turn.get("function_call") or []
     if isinstance(calls, str):
@@ -85,7 +85,9 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     arguments = function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):
         parsed = _read_json(arguments) if arguments.strip() else {}
-        arguments = parsed if isinstance(parsed, dict) else arguments  # what is no object is kept as the text it is
+        if not isinstance(parsed, dict):
+            raise RejectedRecordError(f"the arguments of {where} are {kind_of(arguments)}, not an object as JSON")
+        arguments = parsed
     elif arguments is None:
         arguments = {}
     elif not isinstance(arguments, dict):

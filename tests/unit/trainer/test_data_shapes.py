@@ -170,7 +170,7 @@ def test_inspection_shows_what_a_file_holds(tmp_path: Path) -> None:
     assert (summary.shape, summary.format, summary.num_records) == ("prompt-completion", "csv", 2)
     assert summary.fields == ("id", "question", "answer")
     assert summary.example == [{"role": "user", "content": "How, many?"}, MESSAGES[1]]
-    assert summary.rejected_reasons[0][0] == 3
+    assert summary.rejected_reasons[0][:2] == (str(source), 3)
 
 
 @pytest.mark.parametrize(

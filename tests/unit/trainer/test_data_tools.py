@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from trainer.chats import parse_chat
 from trainer.data import split
 from trainer.data.__main__ import main
 from trainer.data.shapes import Conversation, shape_of, to_conversation
@@ -124,10 +125,6 @@ CALLING: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
         },
         [USER, _calls(OSLO, TOKYO, content="Let me look."), RESULT, ANSWER],
     ),
-    "arguments that are no JSON": (
-        {"messages": [USER, _calls({"function": {"name": "run", "arguments": "ls -l {"}})]},
-        [USER, _calls({"type": "function", "function": {"name": "run", "arguments": "ls -l {"}})],
-    ),
     "no arguments": (
         {"messages": [USER, _calls({"function": {"name": "now", "arguments": ""}}, {"name": "then"})]},
         [USER, _calls(*({"type": "function", "function": {"name": n, "arguments": {}}} for n in ("now", "then")))],
@@ -157,6 +154,19 @@ def test_tool_calls_stay_structured(dialect: str) -> None:
     """Calls of any dialect come out as OpenAI's, arguments as an object where they are one."""
     record, messages = CALLING[dialect]
     assert _read(record).messages == messages
+
+
+def test_the_trainer_reads_what_was_prepared(prepare: Callable[..., list[dict[str, Any]]], tmp_path: Path) -> None:
+    """Every record of every dialect is one that the trainer takes, with the calls and the tools it had."""
+    for name, shape in (("messages", "messages"), ("conversations", "sharegpt")):
+        records = [record | {"tools": [WEATHER]} for record, _ in CALLING.values() if name in record] * 8
+        lines = [json.dumps(record | {"system": f"{n}"}) + "\n" for n, record in enumerate(records)]
+        (tmp_path / "c.jsonl").write_text("".join(lines))
+        written = prepare(tmp_path / "c.jsonl")
+        assert len(written) == len(lines) and shape_of(records[0]) == shape
+        for record in written:
+            chat = parse_chat(json.dumps(record), "here")
+            assert [*chat.messages] == record["messages"] and [*chat.tools] == [WEATHER]
 
 
 TOOLS: dict[str, Any] = {
@@ -219,6 +229,10 @@ def test_a_message_that_is_not_to_be_learned_is_marked(flag: str, value: Any) ->
 
 BAD_TURNS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "no function name": ([USER, _calls({"type": "function"})], "tool call 1 of message 2 has no function name"),
+    "arguments that are no JSON": (
+        [USER, _calls({"name": "run", "arguments": "ls -l {"})],
+        "the arguments of tool call 1 of message 2 are the text 'ls -l {', not an object as JSON",
+    ),
     "arguments as a list": ([USER, _calls({"name": "f", "arguments": [1]})], "are a list, not an object"),
     "calls that are text": ([USER, {**ANSWER, "tool_calls": "f(x)"}], "are text, but not JSON"),
     "a user after a call": ([USER, _calls(OSLO), USER, ANSWER], "'user'; after a tool call comes 'tool'"),

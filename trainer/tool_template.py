@@ -18,6 +18,11 @@ _ABOUT_TOOLS = (
     "\n</tools>\n\nTo call one, answer with its name and its arguments as JSON between <tool_call> and </tool_call>:\n"
     '<tool_call>\n{"name": <name>, "arguments": <object>}\n</tool_call>',
 )
+# A plain conversation, of which there are millions, costs a look alone.
+_GUARD = """\
+{%- if tools or 'tool' in (messages | map(attribute='role') | list)
+    or messages | selectattr('tool_calls', 'defined') | list -%}
+"""
 _SYSTEM = """\
 {%- set phiflow = namespace(messages=[], system=none, responses='') -%}
 {%- set phiflow_rest = messages -%}
@@ -112,7 +117,7 @@ class Extension:
 
 def prelude(extension: Extension) -> str:
     """The Jinja to put in front of a template; it prints nothing."""
-    parts = [BEGIN, _SYSTEM]
+    parts = [BEGIN, _GUARD if extension.system_message is None and not extension.join_system else "", _SYSTEM]
     if extension.system_message is not None:
         parts.append(_DEFAULT_SYSTEM.replace("<<system>>", _literal(extension.system_message)))
     if extension.tools == "text":
@@ -126,6 +131,8 @@ def prelude(extension: Extension) -> str:
     parts.append(_LOOP.replace("<<branches>>", "".join(branch for wanted, branch in chosen if wanted)))
     if extension.tools:
         parts.append("{%- set tools = none -%}\n")
+    if parts[1]:
+        parts.append("{%- endif -%}\n")
     return "".join(parts) + END
 
 

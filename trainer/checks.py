@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.chat_template import IGNORED
 from trainer.errors import TrainerError
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,18 @@ class Supervision:
         }
 
 
-def require_supervision(found: Supervision, *, name: str, max_length: int, max_left_out_share: float) -> None:
+def supervision_of(rows: Sequence[Any], num_given: int, max_length: int) -> Supervision:
+    """Count what is learned of rows of one conversation each, of the num_given that the file holds."""
+    return Supervision(
+        num_chats=len(rows),
+        num_tokens=sum(len(row.input_ids) for row in rows),
+        num_supervised_tokens=sum(label != IGNORED for row in rows for label in row.labels[1:]),
+        num_left_out=num_given - len(rows),
+        num_truncated=num_given - len(rows) + sum(len(row.input_ids) == max_length for row in rows),
+    )
+
+
+def require_supervision(found: Supervision, name: str, max_length: int, max_left_out_share: float) -> None:
     """Refuse a file of which too little can be learned; say how much is.
 
     Raises:
@@ -62,6 +74,12 @@ def require_supervision(found: Supervision, *, name: str, max_length: int, max_l
         name, found.num_chats, found.num_supervised_tokens, 100 * shares["supervised_share"],
         100 * shares["truncated_share"], found.num_left_out,
     )  # fmt: skip
+
+
+def learns_of(rows: Sequence[Any]) -> Callable[[int], bool]:
+    """Whether a token is learned anywhere in rows with labels."""
+    learned = {label for row in rows for label in row.labels if label != IGNORED}
+    return learned.__contains__
 
 
 def require_learned_stop(

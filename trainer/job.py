@@ -14,6 +14,7 @@ from trainer.ranks import world_size
 
 if TYPE_CHECKING:
     from trainer.chat_template import EncodedChat
+    from trainer.checks import Supervision
     from trainer.events import EventLog
     from trainer.hardware import Hardware
     from trainer.interruption import Interruption
@@ -58,6 +59,7 @@ class Run:
         model: in 32 bits, on its device; after training the finished one.
         stored_dtype: precision of the base model's files, which the result keeps.
         stop_token_ids: tokens that end an answer.
+        supervision: how much of the training file is learned.
         distribution: single, ddp or fsdp.
     """
 
@@ -70,6 +72,7 @@ class Run:
     train_chats: list[EncodedChat]
     eval_chats: list[EncodedChat]
     stop_token_ids: set[int]
+    supervision: Supervision
     distribution: str = "single"
 
     @property

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.chats import read_chats
 from trainer.checkpoints import claim_checkpoints
+from trainer.checks import learns_of, require_learned_stop, require_supervision, supervision_of
 from trainer.encoding import encode_chats
 from trainer.evaluate import evenly_chosen
 from trainer.hardware import choose_hardware, require_hardware_for
@@ -52,12 +53,15 @@ def load_run(job: TrainJob, reporting: Reporting) -> Run:
     max_length = fitting_length(model_config, job.config.max_length)
 
     train_chats, stop_token_ids = encode_chats(chats, tokenizer, max_length, job.train_file.name)
+    supervision = supervision_of(train_chats, len(chats), max_length)
+    require_supervision(supervision, job.train_file.name, max_length, job.config.max_left_out_share)
     eval_chats, _ = encode_chats(held_out, tokenizer, max_length, job.eval_file.name)
     if is_first():
         claim_checkpoints(job.checkpoint_dir, job.fingerprint())
 
     model = load_model(job.base_model, job.revision, hardware, held_to_train(job.config.method, hardware))
     ensure_pad_token(tokenizer, model, stop_token_ids)
+    require_learned_stop(learns_of(train_chats), stop_token_ids, tokenizer, job.train_file.name)
     stop_at(model, tokenizer, stop_token_ids)
     mean_length = sum(len(chat.input_ids) for chat in train_chats) / len(train_chats)
     choose_threads(model, job.config.per_device_train_batch_size * mean_length)
@@ -73,6 +77,7 @@ def load_run(job: TrainJob, reporting: Reporting) -> Run:
         train_chats=train_chats,
         eval_chats=eval_chats,
         stop_token_ids=stop_token_ids,
+        supervision=supervision,
     )
 
 

@@ -10,10 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.chat_template import IGNORED
 from trainer.files import write_in_place
+from trainer.ranks import is_first
+
+if TYPE_CHECKING:
+    from trainer.job import Run
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +73,20 @@ def pieces_of(tokenizer: Any, row: Any) -> list[Piece]:
     return pieces
 
 
-def show_preview(tokenizer: Any, rows: Sequence[Any], names: Sequence[str], folder: Path) -> Path | None:
+def preview_run(run: Run) -> None:
+    """Show train.preview_examples of the conversations that are trained on, spread over the file."""
+    number, name = min(run.config.preview_examples, len(run.train_chats)), run.job.train_file.name
+    if not number or not is_first():
+        return
+    rows = [run.train_chats[index * len(run.train_chats) // number] for index in range(number)]
+    lines: list[Sequence[int]] = [getattr(row, "lines", ()) for row in rows]
+    names = [f"{name} line {line[0]}" if len(line) else f"{name}, one chat" for line in lines]
+    page = show_preview(run.tokenizer, rows, names, run.reporting.events.folder)
+    run.reporting.tracker.page(PAGE, page.read_text(encoding="utf-8"))
+
+
+def show_preview(tokenizer: Any, rows: Sequence[Any], names: Sequence[str], folder: Path) -> Path:
     """Log the rows with what is learned of them marked, write the page, and return where it is."""
-    if not rows:
-        return None
     shown = [pieces_of(tokenizer, _middle_cut(row)) for row in rows]
     marks = _marks()
     for name, row, pieces in zip(names, rows, shown, strict=True):

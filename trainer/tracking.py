@@ -68,6 +68,10 @@ class Tracker:
         """Write a picture that MLflow's pages show, over an older one of that name."""
         self._artifact(name, png)
 
+    def page(self, name: str, text: str) -> None:
+        """Write a page that MLflow's pages show, over an older one of that name (.html)."""
+        self._artifact(name, text.encode())
+
     def _artifact(self, name: str, content: bytes, is_table: bool = False) -> None:
         # A job on Azure leaves its files in its log folder, which the service keeps and shows with the run.
         if self._client is None or not self._takes_files or _owned_by_service():

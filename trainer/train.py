@@ -19,6 +19,7 @@ from trainer.interruption import Interruption
 from trainer.job import Reporting, Run, TrainJob
 from trainer.loading import load_run
 from trainer.outcome import tell_outcome
+from trainer.preview import preview_run
 from trainer.ranks import is_first, joined, of_first, world_size
 from trainer.result import package_run
 from trainer.tracking import Tracker
@@ -37,6 +38,7 @@ def run_job(job: TrainJob, events: EventLog, tracker: Tracker, interruption: Int
     with joined(run.hardware.device):
         checkpoint = of_first(last_complete_checkpoint(job.checkpoint_dir) if is_first() else None)
         tracker.start({"base_model": job.base_model, **job.config.to_dict()})
+        preview_run(run)
         base = _score_base(run) if is_first() else None
         of_first(None)  # the others wait here until the base is scored
         events.stage("training")
@@ -166,4 +168,5 @@ def _finish(run: Run, finished: Finished, base: Evaluation, summary: dict[str, A
     events.stage("packaging")
     result = package_run(run, finished, base, candidate)
     tracker.finish({}, "FINISHED")
-    return result | told | {"mlflow_run_id": tracker.run_id, "train": summary}
+    data = run.supervision.to_dict()
+    return result | told | {"mlflow_run_id": tracker.run_id, "train": summary, "data": data}

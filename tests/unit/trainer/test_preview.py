@@ -83,11 +83,10 @@ def test_too_little_to_learn_is_refused(num_chats, num_left_out, allowed, refuse
         num_chats=num_chats, num_tokens=10 * num_chats, num_supervised_tokens=num_chats, num_left_out=num_left_out,
         num_truncated=num_left_out,
     )  # fmt: skip
-    limits = {"name": "train.jsonl", "max_length": 64, "max_left_out_share": allowed}
     if not refused:
-        return require_supervision(found, **limits)
+        return require_supervision(found, "train.jsonl", 64, allowed)
     with pytest.raises(TrainerError, match=f"in {num_left_out} of {num_chats + num_left_out} conversations no answer"):
-        require_supervision(found, **limits)
+        require_supervision(found, "train.jsonl", 64, allowed)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,32 @@ def test_a_run_reports_what_it_did(trained):
     assert {"stage", "progress", "checkpoint", "sample"} <= set(names)
 
 
+def test_a_run_shows_what_it_learns_from(trained):
+    """The counts of the training data are in the result, and a page shows some of it token by token."""
+    data = trained.result()["data"]
+    assert (data["num_chats"], data["num_left_out"], data["truncated_share"]) == (len(FACTS), 0, 0.0)
+    assert data["num_supervised_tokens"] == trained.result()["metrics"]["base"]["num_tokens"]
+    page = (trained.folder / "logs" / "preview.html").read_text(encoding="utf-8")
+    assert page.count("<h2>") == 3 and "class=l" in page
+
+
+def test_a_training_that_teaches_no_end_does_not_start(tiny_model, tmp_path):
+    """Answers that are all cut before their stop token are refused before anything is trained or scored."""
+    rows = write_chats(tmp_path / "rows.jsonl", [chat("Why?", "Grass is green. " * 50)] * 2)
+    job = Job(tmp_path, tiny_model, rows, max_length=16)
+    assert job.run() == 2
+    assert "'<|end|>' is never learned" in job.error()["message"]
+    assert not any(event.get("name") == "evaluating base" for event in job.events())
+
+
+def test_too_many_rows_without_an_answer_are_refused(tiny_model, tmp_path):
+    """Rows whose answer begins after max_length are left out, and only so many."""
+    rows = [chat("Why? " * 50, "So."), chat("Why?", "So.")]
+    job = Job(tmp_path, tiny_model, write_chats(tmp_path / "rows.jsonl", rows), max_length=32)
+    assert job.run() == 2
+    assert "in 1 of 2 conversations no answer begins within 32 tokens" in job.error()["message"]
+
+
 def test_the_package_loads_with_transformers_and_mlflow(trained):
     """The model folder is an MLflow chat model, and its model/ a complete Hugging Face folder."""
     import mlflow

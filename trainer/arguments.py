@@ -34,6 +34,8 @@ def training_arguments(run: Run) -> TrainingArguments:
         **distribution,
         warmup_steps=config.warmup_share,  # below 1 it is a share
         data_seed=config.seed,
+        optim=config.optim,
+        tf32=True if hardware.device != "cpu" and hardware.bf16 else None,  # both came with the same GPUs
         bf16=hardware.bf16,
         use_cpu=hardware.device == "cpu",
         remove_unused_columns=False,
@@ -47,6 +49,7 @@ def training_arguments(run: Run) -> TrainingArguments:
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=hardware.device != "cpu",
+        dataloader_num_workers=0 if hardware.device == "cpu" else 2,  # a CPU has nothing to spare, a GPU must not wait
     )
     # transformers would refuse it above, for want of evaluations that it knows of.
     arguments.load_best_model_at_end = bool(config.early_stopping_patience)

@@ -15,6 +15,7 @@ from trainer.evaluate import Evaluation, answered_chats, evaluate_model
 from trainer.events import EventLog
 from trainer.files import write_in_place
 from trainer.finishing import Finished, finish_model, model_as_stored
+from trainer.flops import flops_per_token, peak_flops
 from trainer.interruption import Interruption
 from trainer.job import Reporting, Run, TrainJob
 from trainer.loading import load_run
@@ -64,16 +65,21 @@ def _score_base(run: Run) -> Evaluation:
 
 def _train(run: Run, checkpoint: tuple[Path, int] | None) -> tuple[Finished, dict[str, Any]]:
     """Train run.model, and return what became of it with the summary for result.json."""
+    from trainer.fitting import less_after_out_of_memory
+
     trainer = _trainer(run)
+    watcher = trainer.watcher
+    watcher.flops_per_token = flops_per_token(run.model, trainer.train_dataset, run.config.method == "full")
+    watcher.peak_flops, peak = peak_flops(run.hardware)
     resumed = checkpoint[1] if checkpoint else None
     if checkpoint:
         run.reporting.events.emit("resumed", step=resumed, path=checkpoint[0].name)
         log.info("Resumed checkpoint=%s", checkpoint[0].name)
     begun = time.monotonic()
-    with run.reporting.interruption.deferred():
+    with run.reporting.interruption.deferred(), less_after_out_of_memory(run):
         trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
     seconds = time.monotonic() - begun
-    summary = _summary(run, trainer, seconds) | {"resumed_from_step": resumed}
+    summary = _summary(run, trainer, seconds) | {"resumed_from_step": resumed, "peak_flops": peak}
     return finish_model(run, trainer), summary
 
 
@@ -83,23 +89,28 @@ def _trainer(run: Run) -> Any:
 
     from trainer.arguments import training_arguments
     from trainer.batches import collator
+    from trainer.fitting import fit_run
     from trainer.guard import Guard
     from trainer.hardware import short_context
     from trainer.loop import RowTrainer
     from trainer.loss import learn_supervised_tokens
     from trainer.sharding import distribute
 
-    config = run.config
     learn_supervised_tokens(run.model)
     distribute(run)
+    model = run.model if run.config.method == "full" else with_adapters(run.model, run.config)
+    rows = _rows(run.train_chats)
+    collate = collator(run.hardware.attention, run.tokenizer.pad_token_id, short_context(run.model.config))
+    fit_run(run, model, rows, collate)
+    config = run.config
     watcher, *others = _callbacks(run)
     guard = Guard(run.reporting.interruption, run.job.train_file.name)
     trainer = RowTrainer(
-        model=run.model if config.method == "full" else with_adapters(run.model, config),
+        model=model,
         args=training_arguments(run),
-        train_dataset=_even(_rows(run.train_chats), config.per_device_train_batch_size),
+        train_dataset=_even(rows, config.per_device_train_batch_size),
         eval_dataset=_rows(run.eval_chats) if config.eval_strategy != "no" else None,
-        data_collator=collator(run.hardware.attention, run.tokenizer.pad_token_id, short_context(run.model.config)),
+        data_collator=collate,
         processing_class=run.tokenizer,
         callbacks=[watcher, guard, *others],
     )

@@ -76,7 +76,10 @@ def test_a_cpu_recomputes_only_where_memory_is_short(monkeypatch):
 def test_running_out_later_leaves_fewer_rows_for_the_next_attempt(tmp_path, monkeypatch):
     """Out of memory in the middle, the run ends with the code for "again", and then takes half the rows a pass."""
     run = SimpleNamespace(
-        config=TrainConfig(per_device_train_batch_size=4), hardware=CPU, job=SimpleNamespace(checkpoint_dir=tmp_path)
+        config=TrainConfig(per_device_train_batch_size=4),
+        hardware=CPU,
+        job=SimpleNamespace(checkpoint_dir=tmp_path),
+        distribution="single",
     )
     with pytest.raises(TrainerError, match="with 4 rows a pass") as caught, less_after_out_of_memory(run):
         raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -21,7 +21,7 @@ from trainer.encoding import encode_chats
 from trainer.errors import TrainerError
 from trainer.events import Verdict
 from trainer.files import digest_model, write_atomic
-from trainer.hardware import choose_hardware
+from trainer.hardware import choose_hardware, short_context
 from trainer.model import (
     choose_threads,
     ensure_pad_token,
@@ -73,14 +73,17 @@ def evaluate_model(
     model: Any, tokenizer: Any, chats: Sequence[EncodedChat], config: TrainConfig, bf16: bool
 ) -> Evaluation:
     """Score a model, in bfloat16 arithmetic or not; the same chats are answered for every model."""
-    from trainer.batches import rows_of
+    from trainer.batches import collator, rows_of
     from trainer.generation import generating, greedy_answers
     from trainer.losses import autocast, chat_losses, token_metrics
     from trainer.text_metrics import answer_metrics, answer_statistics
 
     training = model.training
     model.eval()
-    losses = chat_losses(model, rows_of(chats), config.per_device_eval_batch_size, bf16)
+    rows, size = rows_of(chats), config.per_device_eval_batch_size
+    collate = collator(model.config._attn_implementation, tokenizer.pad_token_id, short_context(model.config))
+    batches = (collate(rows[begin : begin + size]) for begin in range(0, len(rows), size))
+    losses = chat_losses(model, batches, bf16)
     model.train(training)
     per_example: list[dict[str, Any]] = [
         {"loss": loss.nll / loss.num_tokens, "num_tokens": loss.num_tokens} for loss in losses

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from trainer.batches import flatten
 from trainer.chat_template import IGNORED
 from trainer.config import TrainConfig
 from trainer.ranks import summed
@@ -104,7 +103,7 @@ def held_out_loss(trainer: Any) -> float:
     for round_ in range(num_rounds):
         place = round_ * num_processes + trainer.args.process_index
         begin = begins[place % len(begins)]
-        batch = flatten([rows[i] for i in range(begin, min(begin + size, len(rows)))])
+        batch = trainer.data_collator([rows[i] for i in range(begin, min(begin + size, len(rows)))])
         batch.pop("lines", None)
         inputs = trainer._prepare_inputs(batch)
         with torch.no_grad(), trainer.compute_loss_context_manager():

@@ -27,7 +27,7 @@ def learn_supervised_tokens(model: Any) -> None:
     Without labels it answers as before. A model that does more to its logits than its output layer does (scales or
     caps them) computes them itself, at the learned tokens.
     """
-    original, plain, head = model.forward, _is_plain(model), model.get_output_embeddings()
+    original, plain, head = model.forward, is_plain(model), model.get_output_embeddings()
     logits_of, is_linear = head.forward, type(head) is torch.nn.Linear  # else quantised, or with adapters
 
     # The head's own work, so that whoever gathers a sharded layer's weights for its call does so for the loss.
@@ -119,7 +119,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _is_plain(model: Any) -> bool:
+def is_plain(model: Any) -> bool:
     """Whether the model's logits are what its output layer makes of the last states, seen on a few tokens."""
     training = model.training
     model.eval()

@@ -1,22 +1,22 @@
 """How well a model foresees what it should have said: loss and right first choices, conversation by conversation.
 
-Through the rows, the attention and the precision that train, without padding; the output layer sees the learned
-positions alone, a chunk at a time.
+Through the batches, the attention and the precision that train; the output layer sees the learned positions alone, a
+chunk at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from trainer.batches import Row, flatten
 from trainer.chat_template import IGNORED
+from trainer.loss import is_plain
 
 _LOGITS_AT_ONCE = 2**26  # 256 MiB in 32 bits
 
@@ -36,14 +36,14 @@ class ChatLoss:
     num_tokens: int
 
 
-def chat_losses(model: Any, rows: Sequence[Row], batch_size: int, bf16: bool) -> list[ChatLoss]:
-    """Score conversations, one a row, batch_size of them in a forward pass; the model is in evaluation mode already."""
+def chat_losses(model: Any, batches: Iterable[dict[str, Any]], bf16: bool) -> list[ChatLoss]:
+    """Score conversations, one a row, in batches of batches.py; the model is in evaluation mode already."""
     losses: list[ChatLoss] = []
+    plain = is_plain(model)
     with torch.no_grad(), autocast(model.device.type, bf16):
-        for begin in range(0, len(rows), batch_size):
-            batch = flatten(rows[begin : begin + batch_size])
+        for batch in batches:
             batch = {key: value.to(model.device) if hasattr(value, "to") else value for key, value in batch.items()}
-            losses += _scored(model, batch)
+            losses += _scored(model, batch, plain)
     return losses
 
 
@@ -65,22 +65,36 @@ def autocast(device: str, bf16: bool) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
-def _scored(model: Any, batch: dict[str, Any]) -> list[ChatLoss]:
-    labels, ends = batch.pop("labels")[0], batch["cu_seq_lens_q"]
-    batch.pop("lines")
-    hidden = model.base_model(**batch, use_cache=False).last_hidden_state[0]
-    places = (labels != IGNORED).nonzero()[:, 0]  # each is foreseen by the state before it
-    chats = torch.bucketize(places, ends.to(places.dtype), right=True) - 1
-    num_chats = len(ends) - 1
-    sums = torch.zeros(3, num_chats, dtype=torch.float64, device=hidden.device)
-    for part, chat in _chunks(places, chats, model.get_output_embeddings().weight.shape[0]):
-        logits = model.get_output_embeddings()(hidden[part - 1]).float()
-        nll = F.cross_entropy(logits, labels[part], reduction="none")
-        right = logits.argmax(-1) == labels[part]
-        sums.index_add_(1, chat, torch.stack([nll, right.float(), torch.ones_like(nll)]).double())
+def _scored(model: Any, batch: dict[str, Any], plain: bool) -> list[ChatLoss]:
+    labels, ends, _ = batch.pop("labels"), batch.get("cu_seq_lens_q"), batch.pop("lines", ())
+    rows, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)  # of the states that foresee what is learned
+    targets = labels[rows, columns + 1]
+    # Without padding all conversations stand in one row, else each has its own.
+    chats = rows if ends is None else torch.bucketize(columns, ends.to(columns.dtype), right=True) - 1
+    sums = torch.zeros(3, labels.shape[0] if ends is None else len(ends) - 1, dtype=torch.float64, device=labels.device)
+    for logits, part in _logits(model, batch, (rows, columns), plain):
+        nll = F.cross_entropy(logits, targets[part], reduction="none")
+        right = logits.argmax(-1) == targets[part]
+        sums.index_add_(1, chats[part], torch.stack([nll, right.float(), torch.ones_like(nll)]).double())
     return [ChatLoss(nll, int(correct), int(count)) for nll, correct, count in sums.T.tolist()]
 
 
-def _chunks(places: torch.Tensor, chats: torch.Tensor, vocabulary: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    size = max(1, _LOGITS_AT_ONCE // vocabulary)
-    return zip(places.split(size), chats.split(size), strict=True)
+def _logits(
+    model: Any, batch: dict[str, Any], places: tuple[torch.Tensor, torch.Tensor], plain: bool
+) -> Iterator[tuple[torch.Tensor, slice]]:
+    """The logits at these rows and columns in 32 bits, some at a time, with which they are.
+
+    A model that does more to its logits than its output layer does computes them itself, all at once.
+    """
+    rows, columns = places
+    if not plain:
+        kept, index = columns.unique(return_inverse=True)
+        logits = model(**batch, use_cache=False, logits_to_keep=kept).logits
+        yield logits[rows, index].float(), slice(None)
+        return
+    states = model.base_model(**batch, use_cache=False).last_hidden_state[rows, columns]
+    head = model.get_output_embeddings()
+    size = max(1, _LOGITS_AT_ONCE // head.weight.shape[0])
+    for begin in range(0, len(rows), size):
+        part = slice(begin, begin + size)
+        yield head(states[part]).float(), part

@@ -12,7 +12,7 @@ import torch
 from conftest import FACTS, chat, write_chats
 
 from trainer import losses
-from trainer.batches import rows_of
+from trainer.batches import collator, rows_of
 from trainer.chats import read_chats
 from trainer.config import TrainConfig
 from trainer.encoding import encode_chats
@@ -28,7 +28,7 @@ def loaded(tiny_model, tmp_path_factory):
 
     from trainer import attention
 
-    attention.register()
+    attention.register("documents")
     torch.set_num_threads(1)  # as for every model of this size: threads wait more than they work
     facts = list(FACTS.items())
     records = [chat(*(part for fact in facts[i : i + 1 + i % 3] for part in fact)) for i in range(len(facts))]
@@ -40,11 +40,23 @@ def loaded(tiny_model, tmp_path_factory):
     return model, tokenizer, chats
 
 
-def test_each_conversation_scores_as_it_does_alone(loaded, monkeypatch):
-    """Scores equal those from all the logits of each conversation by itself, in one batch and in chunks of 7."""
+def batches(chats, size: int, attention: str = "documents") -> list[dict]:
+    """The conversations in batches of size."""
+    rows, collate = rows_of(chats), collator(attention, 0)
+    return [collate(rows[begin : begin + size]) for begin in range(0, len(rows), size)]
+
+
+@pytest.mark.parametrize(("attention", "plain"), [("documents", True), ("documents", False), ("sdpa", True)])
+def test_each_conversation_scores_as_it_does_alone(loaded, monkeypatch, attention, plain):
+    """Scores equal those from all the logits of each conversation by itself, in chunks of 7, with and without padding,
+    and by a model that computes its logits in a way of its own.
+    """
     model, _, chats = loaded
     monkeypatch.setattr(losses, "_LOGITS_AT_ONCE", 7 * model.config.vocab_size)
-    found = losses.chat_losses(model, rows_of(chats), 3, bf16=False)
+    monkeypatch.setattr(losses, "is_plain", lambda _: plain)
+    model.set_attn_implementation(attention)
+    found = losses.chat_losses(model, batches(chats, 3, attention), bf16=False)
+    model.set_attn_implementation("documents")
     for chat_, score in zip(chats, found, strict=True):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([chat_.input_ids])).logits[0, :-1]
@@ -60,9 +72,10 @@ def test_the_output_layer_sees_learned_positions_in_chunks(loaded, monkeypatch):
     """No more logits exist at once than a chunk's, and none of a token that is not learned."""
     model, _, chats = loaded
     monkeypatch.setattr(losses, "_LOGITS_AT_ONCE", 5 * model.config.vocab_size)
+    monkeypatch.setattr(losses, "is_plain", lambda _: True)  # which it finds out with a few tokens more
     seen = []
     hook = model.get_output_embeddings().register_forward_hook(lambda _m, _i, output: seen.append(output.shape[0]))
-    losses.chat_losses(model, rows_of(chats), 8, bf16=False)
+    losses.chat_losses(model, batches(chats, 8), bf16=False)
     hook.remove()
     assert max(seen) == 5 and sum(seen) == sum(each.num_learned_tokens for each in chats)
 

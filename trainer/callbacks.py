@@ -68,7 +68,8 @@ class ProgressCallback(TrainerCallback):
         return self.pace.tokens_per_second * self.flops_per_token / possible if possible else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock."""
+        """Start the clock; a training that is begun again with smaller batches starts anew."""
+        self._step_tokens, self._seen = 0, []
         self.pace = Pace(time.monotonic())
         self._told = self._printed = self.pace.begun
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from trainer.generation import generating, greedy_answers
@@ -61,7 +62,7 @@ class Sampling(TrainerCallback):
     def _ask(self, args: Any, state: Any, model: Any) -> None:
         if not (self.chats and state.is_world_process_zero):
             return
-        if self.config.distribution == "fsdp" and args.world_size > 1:
+        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
             self._stop("a model in parts answers only when all processes take part")
             return
         prompts = [chat.prompt_ids for chat in self.chats]

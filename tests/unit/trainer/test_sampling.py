@@ -65,7 +65,7 @@ def test_it_stops_where_it_takes_too_long(monkeypatch, caplog):
             clock.now += 1.0
             watcher.pace.step(clock.now, 10, 10)
             state = SimpleNamespace(global_step=step, max_steps=50, is_world_process_zero=True)
-            sampling.on_step_end(args, state, SimpleNamespace(should_training_stop=False))
+            sampling.on_step_end(args, state, SimpleNamespace(should_training_stop=False), model=torch.nn.Module())
     assert len(rounds) == 2  # 3 of 100 seconds, then 6
     assert "at most 5% is for them" in caplog.text
 

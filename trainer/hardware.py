@@ -36,10 +36,16 @@ def require_hardware_for(config: TrainConfig) -> None:
     """Refuse a method that cannot run here, before anything is downloaded.
 
     Raises:
-        TrainerError: QLoRA without a GPU.
+        TrainerError: QLoRA without a GPU, or without bitsandbytes.
     """
     import torch
 
+    if config.method == "qlora" and not importlib.util.find_spec("bitsandbytes"):
+        raise TrainerError(
+            "train.method is qlora, but this environment has no bitsandbytes, which holds weights in 4 bits.",
+            "Add bitsandbytes to the training environment, or set train.method to lora.",
+            "configuration",
+        )
     if config.method == "qlora" and not torch.cuda.is_available():
         raise TrainerError(
             "train.method is qlora, but its 4-bit weights need an NVIDIA GPU and this machine has none.",

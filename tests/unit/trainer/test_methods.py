@@ -88,6 +88,22 @@ def test_the_kept_adapter_on_the_base_is_the_packaged_model(method, base, reques
     assert config["base_model_name_or_path"] == "phi-small"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_every_method_on_a_gpu(method, base, corpus, tmp_path):
+    """On a GPU each method trains, and packages weights in the base's precision; merging moved them by rounding."""
+    done = run(tmp_path, base, corpus, method=method, learning_rate=1e-3)
+    assert done.code == 0 and done.result["provenance"]["machine"]["device"] == "cuda"
+    stored = load_file(done.package / "model" / "model.safetensors").values()
+    assert {tensor.dtype for tensor in stored} == {torch.bfloat16}
+    merge = done.result["merge"]
+    assert (merge is None) == (method == "full")
+    if merge:
+        assert merge["difference"] < 0.1
+        assert (merge["quantised_difference"] is None) == (method == "lora")
+
+
 def test_qlora_merges_into_the_weights_of_the_files(qlora, base):
     """What QLoRA packages are the base's own weights and what was learned, not weights that were in 4 bits once."""
     name = "model.layers.0.mlp.down_proj.weight"

@@ -48,7 +48,6 @@ def four_bits(arithmetic: Any) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=arithmetic,
-        bnb_4bit_quant_storage=arithmetic,  # as the weights around them, so that they can be sharded together
     )
 
 

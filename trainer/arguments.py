@@ -36,6 +36,7 @@ def training_arguments(run: Run) -> TrainingArguments:
         data_seed=config.seed,
         optim=config.optim,
         tf32=True if hardware.device != "cpu" and hardware.bf16 else None,  # both came with the same GPUs
+        torch_compile=bool(config.torch_compile),  # null: nothing measured says that it pays
         bf16=hardware.bf16,
         use_cpu=hardware.device == "cpu",
         remove_unused_columns=False,

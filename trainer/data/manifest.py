@@ -88,5 +88,6 @@ def _count_tokens(folder: Path, tokens: TokenStatistics) -> dict[str, Any]:
     for name in ("train.jsonl", "test.jsonl"):
         with open(folder / name, "rb") as file:
             for line in file:
-                tokens.add(json.loads(line)["messages"])
+                record = json.loads(line)
+                tokens.add(record["messages"], record.get("tools"))
     return tokens.summary()

@@ -11,7 +11,10 @@ from typing import Any
 
 from trainer.errors import TrainerError
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
+Render = Callable[[Messages, list[dict[str, Any]]], str]
+# So many conversations are encoded together, on all cores.
+_BATCH = 64
 _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
 
@@ -26,15 +29,30 @@ class TokenStatistics:
     def __init__(self, tokenizer: str, max_length: int | None) -> None:
         self._name = tokenizer
         self._max_length = max_length
-        self._count = _token_counter(tokenizer)
+        self._render, self._encode = _counter(tokenizer)
         self._lengths: Counter[int] = Counter()
+        self._texts: list[str] = []
 
-    def add(self, messages: Messages) -> None:
+    def add(self, messages: Messages, tools: list[dict[str, Any]] | None = None) -> None:
         """Count one conversation."""
-        self._lengths[self._count(messages)] += 1
+        self._texts.append(self._text(messages, tools or []))
+        if len(self._texts) == _BATCH:
+            self._flush()
+
+    def _text(self, messages: Messages, tools: list[dict[str, Any]]) -> str:
+        """The conversation as the template writes it, or nearly so where it refuses: training extends templates."""
+        try:
+            return self._render(messages, tools)
+        except Exception:  # a template raises whatever its author had it raise
+            return _plain(messages, tools)
+
+    def _flush(self) -> None:
+        self._lengths.update(self._encode(self._texts))
+        self._texts = []
 
     def summary(self) -> dict[str, Any]:
         """Total, mean, percentiles and the share that training cuts, for the manifest."""
+        self._flush()
         num = self._lengths.total()
         total = sum(length * count for length, count in self._lengths.items())
         limit = self._max_length
@@ -59,7 +77,8 @@ class TokenStatistics:
         return 0
 
 
-def _token_counter(name: str) -> Callable[[Messages], int]:
+def _counter(name: str) -> tuple[Render, Callable[[list[str]], list[int]]]:
+    """What writes a conversation as text, and what counts the tokens of texts."""
     folder = Path(name)
     try:
         if (folder / "tokenizer.json").is_file():
@@ -75,26 +94,30 @@ def _token_counter(name: str) -> Callable[[Messages], int]:
             kind="configuration",
         ) from None
 
-    def count(messages: Messages) -> int:
-        has_template = bool(tokenizer.chat_template)
-        text = tokenizer.apply_chat_template(messages, tokenize=False) if has_template else _plain(messages)
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    def render(messages: Messages, tools: list[dict[str, Any]]) -> str:
+        return str(tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False))
 
-    return count
+    def lengths(texts: list[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+
+    return render if tokenizer.chat_template else _plain, lengths
 
 
-def _fast_counter(folder: Path) -> Callable[[Messages], int]:
+def _fast_counter(folder: Path) -> tuple[Render, Callable[[list[str]], list[int]]]:
     """Count without importing transformers, which takes seconds."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    render = _template(folder) or _plain
-    return lambda messages: len(tokenizer.encode(render(messages), add_special_tokens=False).ids)
+
+    def lengths(texts: list[str]) -> list[int]:
+        return [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return _template(folder) or _plain, lengths
 
 
-def _template(folder: Path) -> Callable[[Messages], str] | None:
+def _template(folder: Path) -> Render | None:
     """The folder's chat template as a function, rendered as transformers renders it."""
     config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
@@ -103,13 +126,16 @@ def _template(folder: Path) -> Callable[[Messages], str] | None:
         return None
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     environment.globals["raise_exception"] = _refuse
+    environment.filters["tojson"] = _json
     template = environment.from_string(_GENERATION.sub("", source))
     tokens = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
 
-    def render(messages: Messages) -> str:
-        return template.render(messages=messages, add_generation_prompt=False, **tokens)
+    def render(messages: Messages, tools: list[dict[str, Any]]) -> str:
+        return template.render(messages=messages, tools=tools or None, add_generation_prompt=False, **tokens)
 
     return render
 
@@ -119,9 +145,14 @@ def _token_text(token: Any) -> str:
 
 
 def _refuse(message: str) -> str:
-    raise TrainerError(f"The chat template refused a conversation: {message}.", "Change the data or the base model.")
+    raise ValueError(message)
 
 
-def _plain(messages: Messages) -> str:
-    """A stand-in for models without a chat template."""
-    return "".join(f"{message['role']}\n{message['content']}\n" for message in messages)
+def _json(value: Any, indent: int | None = None, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _plain(messages: Messages, tools: list[dict[str, Any]]) -> str:
+    """A stand-in where there is no chat template, or one that knows no tools."""
+    turns = [f"{m['role']}\n{m['content']}{_json(m['tool_calls']) if 'tool_calls' in m else ''}\n" for m in messages]
+    return "".join([_json(tools) if tools else "", *turns])

@@ -245,12 +245,44 @@ def test_token_statistics_count_what_the_model_sees(tmp_path: Path) -> None:
     assert (tokens["total"], tokens["truncated_share"]) == (45 * short + 5 * long, 0.1)
 
 
+def test_a_template_that_refuses_tools_does_not_stop_the_preparation(tmp_path: Path) -> None:
+    """Training extends such a template; the counts take calls, results and definitions as JSON."""
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    (tmp_path / "model").mkdir()
+    tokenizer.save(str(tmp_path / "model/tokenizer.json"))
+    refusal = "{% if m.role == 'tool' %}{{ raise_exception('no') }}{% endif %}"
+    template = "{% for m in messages %}" + refusal + "{{ m.content }}{% endfor %}"
+    (tmp_path / "model/chat_template.jinja").write_text(template)
+    call = {"name": "now", "arguments": {"zone": "Oslo"}}
+    lines = [
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": f"{num}?"},
+                    {"role": "assistant", "tool_calls": [call]},
+                    {"role": "tool", "content": "noon"},
+                    {"role": "assistant", "content": "It is noon."},
+                ],
+                "tools": [{"name": "now", "description": "one two three"}],
+            }
+        )
+        for num in range(20)
+    ]
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines))
+    arguments = ["--source", str(tmp_path / "chats.jsonl"), "--output-dir", str(tmp_path / "out")]
+    assert main([*arguments, "--tokenizer", str(tmp_path / "model")]) == 0
+    assert 20 < json.loads((tmp_path / "out/manifest.json").read_text())["tokens"]["p50"] < 40
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("extension", ["jsonl", "json", "csv", "parquet"])
 def test_memory_does_not_grow_with_the_file(extension: str, tmp_path: Path) -> None:
     """Preparing 100 MB needs no more memory than preparing 5 MB, but for some megabytes."""
-    peaks = [_peak_mib(_make_large(tmp_path / f"{mib}.{extension}", mib), tmp_path / "out") for mib in (5, 100)]
+    more = ["--deduplicate", "--max-examples", "5000"] if extension == "json" else []
+    peaks = [_peak_mib(_make_large(tmp_path / f"{mib}.{extension}", mib), tmp_path / "out", more) for mib in (5, 100)]
     # Arrow holds some pages of every column of a row group.
     assert peaks[1] < peaks[0] + (40 if extension == "parquet" else 15), peaks
 
@@ -281,13 +313,13 @@ def _write_parquet(path: Path, rows: list[dict[str, str]], times: int) -> None:
         writer.write_table(pyarrow.concat_tables([table] * times), row_group_size=20_000)
 
 
-def _peak_mib(source: Path, out: Path) -> float:
+def _peak_mib(source: Path, out: Path, more: list[str]) -> float:
     # VmHWM begins anew with the program; ru_maxrss would include the memory of the test process it was forked from.
     program = (
         "import sys; from trainer.data.__main__ import main; code = main();"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))); sys.exit(code)"
     )
-    command = [sys.executable, "-c", program, "--source", str(source), "--output-dir", str(out)]
+    command = [sys.executable, "-c", program, "--source", str(source), "--output-dir", str(out), *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
     return int(done.stdout.split()[-1]) / 1024

@@ -188,6 +188,19 @@ def test_a_cap_takes_the_same_ones_and_a_higher_cap_only_adds(tmp_path: Path, mo
         monkeypatch.undo()
 
 
+def test_a_cap_is_exact_among_repeats(tmp_path: Path) -> None:
+    """Repeats stand at the same place; of those at the cap the first ones stay."""
+    source = str(_write(tmp_path / "a.jsonl", [_record("a", n % 50) | {"id": n} for n in range(350)]))
+    for most in (20, 23, 31):
+        train, test, _ = _prepare(tmp_path / "out", *_source(source), "--max-examples", str(most))
+        assert len(train) + len(test) == most
+        for records in (train, test):
+            counts = Counter(record["num"] for record in records)
+            assert sorted(counts.values())[1:] == [7] * (len(counts) - 1)
+            kept = {record["id"] for record in records}
+            assert all(record["id"] < 50 or record["id"] - 50 in kept for record in records)
+
+
 def test_a_cap_leaves_little_on_the_disk_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a large source is read, the file holds at most twice the cap, and repeats do not push others out."""
     monkeypatch.setattr(side, "_LEAST_ROWS", 10)

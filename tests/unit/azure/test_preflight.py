@@ -48,6 +48,7 @@ class Offline:
         ({"data": {"source": REMOTE, "split": "train[:1%]"}}, DataError, "is for hub data sets"),
         ({"model": {"base": "azureml://registries/azureml/models/phi/labels/latest"}}, ConfigError, "no version"),
         ({"model": {"base": "/nonexistent"}}, ConfigError, "does not exist"),
+        ({"train": {"method": "qlora"}}, ConfigError, "compute.size Standard_E16s_v3 has none"),
         ({"environment": {"serving": "promptflow"}}, ConfigError, "no environment 'promptflow' for Azure"),
         ({"serving": {"request_timeout_seconds": 181}}, ConfigError, "181, and managed online endpoints allow 180"),
         ({"environment": {"chat": "none"}}, ConfigError, "no environment 'none'"),

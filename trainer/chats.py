@@ -96,7 +96,7 @@ def _message(message: Any, where: str) -> Message:
         content = ""
     if not isinstance(content, str):
         raise TrainerError(f"{where} ({role}) has no text as its content.", _FIX)
-    if _SURROGATE.search(content):
+    if not content.isascii() and _SURROGATE.search(content):
         raise TrainerError(f"{where} ({role}) contains half a surrogate pair, which is not text.", "Correct the row.")
     read: Message = {"role": role, "content": content}
     if calls:

@@ -38,6 +38,11 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def on_first_machine() -> bool:
+    """Whether this process runs where the one that writes does."""
+    return _number("RANK", 0) == local_rank()
+
+
 @contextmanager
 def joined(device: str) -> Iterator[None]:
     """Within, the processes are connected; on a CPU with gloo, on GPUs with NCCL.

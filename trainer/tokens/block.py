@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from trainer.chat_template import IGNORED, ChatEncoder, RenderedChat
+from trainer.chat_template import IGNORED, ChatEncoder
 from trainer.chats import Chat, parse_chat
 from trainer.errors import TrainerError
 from trainer.tokens.encoders import batch_encoder
 from trainer.tokens.light_tokenizer import LightTokenizer, TokenizerSpec
-from trainer.tokens.spans import AnswerFinder
+from trainer.tokens.spans import Answer, AnswerFinder, Rendering
 
 _NO_CUT = 1 << 62
 
@@ -90,7 +89,9 @@ class BlockEncoder:
         self._setup = setup
         self._tokenizer = LightTokenizer(setup.spec)
         self._exact = ChatEncoder(self._tokenizer)
-        self._finder = AnswerFinder(setup.spec, self._tokenizer, batch_encoder(setup.encoder, setup.spec.backend))
+        self._finder = AnswerFinder(
+            self._tokenizer, setup.spec.special_tokens, batch_encoder(setup.encoder, setup.spec.backend)
+        )
 
     def encode(self, block: Block) -> EncodedBlock:
         """Encode every conversation of the block.
@@ -99,18 +100,20 @@ class BlockEncoder:
             TrainerError: a line is not a chat or cannot be learned from; names the file and the line.
         """
         numbers, chats = _read(block, self._setup.file_name)
-        rendered = [self._exact.render(chat) for chat in chats]
-        ids, learned = self._rows(chats, rendered)
-        encoded = _cut(_Chats(numbers, ids, learned), block, self._setup.max_length)
-        encoded.stop_token_ids = self._stops(rendered)
+        rendered = [self._rendered(chat) for chat in chats]
+        rows = _Chats(numbers, *self._rows(chats, rendered))
+        encoded = _cut(rows, block, self._setup.max_length)
+        stops: set[str] = set().union(*(rendering.stops for rendering in rendered))
+        ids = {self._tokenizer.convert_tokens_to_ids(stop) for stop in stops}
+        encoded.stop_token_ids = {number for number in ids if number is not None}
         encoded.samples = [
             _sample(chat, row, flags, self._setup.max_length)
-            for number, chat, row, flags in zip(numbers, chats, ids, learned, strict=True)
+            for number, chat, row, flags in zip(numbers, chats, rows.ids, rows.learned, strict=True)
             if number % self._setup.sample_every == 0 or number == numbers[0] == 1
         ]
         return encoded
 
-    def _rows(self, chats: list[Chat], rendered: list[RenderedChat]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def _rows(self, chats: list[Chat], rendered: list[Rendering]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Ids and learned flags of each conversation, not cut."""
         if not chats:
             return [], []
@@ -120,10 +123,14 @@ class BlockEncoder:
             ids[index], learned[index] = _exactly(self._exact, chats[index])
         return ids, learned
 
-    def _stops(self, rendered: list[RenderedChat]) -> set[int]:
-        texts = {chat.text[turn.stop_start : turn.end] for chat in rendered for turn in chat.turns if turn.learned}
-        ids: set[Any] = {self._tokenizer.convert_tokens_to_ids(text) for text in texts}
-        return ids
+    def _rendered(self, chat: Chat) -> Rendering:
+        rendered = self._exact.render(chat)
+        learned = (
+            Answer(number, turn.start, turn.stop_start, turn.end)
+            for number, turn in enumerate(rendered.turns)
+            if turn.learned
+        )
+        return Rendering(rendered.text, len(rendered.turns), tuple(learned))
 
 
 class ExactEncoder:

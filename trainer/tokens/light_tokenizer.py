@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from typing import Any
 
 
@@ -20,6 +19,7 @@ class TokenizerSpec:
     Args:
         backend: tokenizer.json as text, without truncation and padding.
         special_tokens_map: what the template is given besides the messages, such as eos_token.
+        added_tokens: id, text and whether it is special, of each token besides the vocabulary.
         special_tokens: every token that a text must not hold as itself.
     """
 
@@ -27,26 +27,32 @@ class TokenizerSpec:
     backend: str
     chat_template: str
     special_tokens_map: dict[str, Any]
+    added_tokens: tuple[tuple[int, str, bool], ...]
     special_tokens: tuple[str, ...]
 
     @classmethod
     def of(cls, tokenizer: Any) -> TokenizerSpec:
         """Describe a fast tokenizer of transformers."""
-        specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        added = [(number, token.content, token.special) for number, token in tokenizer.added_tokens_decoder.items()]
+        specials = {text for _, text, special in added if special}
         backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
         return cls(
             name=str(tokenizer.name_or_path),
             backend=json.dumps(backend, ensure_ascii=False),
             chat_template=tokenizer.get_chat_template(),
             special_tokens_map={key: _plain(value) for key, value in tokenizer.special_tokens_map.items()},
+            added_tokens=tuple(added),
             special_tokens=tuple(sorted(specials | set(tokenizer.all_special_tokens))),
         )
 
-    @cached_property
-    def unknown_token(self) -> str | None:
-        """What stands for text outside the vocabulary, when the vocabulary does not cover all text."""
-        model = json.loads(self.backend)["model"]
-        return model.get("unk_token")
+
+@dataclass(frozen=True, slots=True)
+class _AddedToken:
+    content: str
+    special: bool
+
+    def __str__(self) -> str:
+        return self.content
 
 
 def _plain(value: Any) -> Any:
@@ -64,10 +70,13 @@ class LightTokenizer:
         self.name_or_path = spec.name
         self.chat_template = spec.chat_template
         self.all_special_tokens = list(spec.special_tokens)
-        self.added_tokens_decoder: dict[int, Any] = {}
+        self.added_tokens_decoder = {number: _AddedToken(text, special) for number, text, special in spec.added_tokens}
+        self.special_tokens_map = spec.special_tokens_map
         self.backend = Tokenizer.from_str(spec.backend)
         self._render = compiled_template(spec.chat_template)
-        self._variables = spec.special_tokens_map
+        # What stands for text outside the vocabulary, when that does not cover all text.
+        unknown = json.loads(spec.backend)["model"].get("unk_token")
+        self.unknown_token_id = self.backend.token_to_id(unknown) if unknown else None
 
     def apply_chat_template(
         self,
@@ -84,7 +93,7 @@ class LightTokenizer:
             tools=tools,
             documents=None,
             add_generation_prompt=add_generation_prompt,
-            **self._variables,
+            **self.special_tokens_map,
         )
 
     def __call__(

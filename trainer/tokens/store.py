@@ -159,6 +159,10 @@ class TokenRows:
         self.path, self.summary, self._whole_rows = state
         self._open()
 
+    def packed(self) -> TokenRows:
+        """The rows as they are in the file."""
+        return TokenRows(self.path, self.summary)
+
     def chats(self) -> TokenRows:
         """The same conversations, each a row of its own."""
         return TokenRows(self.path, self.summary, whole_rows=False)
@@ -186,14 +190,15 @@ class TokenRows:
             batch.column(name)[place].values.to_numpy(zero_copy_only=False)
             for name in ("input_ids", "learned", "lengths", "lines")
         )
-        return Row(ids, np.where(learned, ids, IGNORED), lengths, lines.tolist())
+        ids = ids.astype(np.int64)
+        return Row(ids, np.where(learned, ids, IGNORED), lengths.tolist(), lines.tolist())
 
 
 def _chat_of(row: Row, number: int) -> Row:
     from trainer.batches import Row
 
-    start = int(np.sum(row.lengths[:number]))
-    part = slice(start, start + int(row.lengths[number]))
+    start = sum(row.lengths[:number])
+    part = slice(start, start + row.lengths[number])
     one = slice(number, number + 1)
     return Row(row.input_ids[part], row.labels[part], row.lengths[one], row.lines[one])
 

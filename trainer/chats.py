@@ -46,6 +46,16 @@ def read_chats(path: Path) -> list[Chat]:
     return chats
 
 
+def require_chats(path: Path) -> None:
+    """Look at the first conversation of a file, which may be larger than the memory.
+
+    Raises:
+        TrainerError: as read_chats, for what can be told from it.
+    """
+    if next(iterate_chats(path), None) is None:
+        raise TrainerError(f"{path} holds no chat.", "Give a file with at least one conversation.")
+
+
 def iterate_chats(path: Path) -> Iterator[Chat]:
     """Yield the conversations of a canonical JSONL file, which may be larger than the memory.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.chat_template import IGNORED
 from trainer.errors import TrainerError
+from trainer.tokens import TokenSummary
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +42,14 @@ class Supervision:
         }
 
 
-def supervision_of(rows: Sequence[Any], num_given: int, max_length: int) -> Supervision:
-    """Count what is learned of rows of one conversation each, of the num_given that the file holds."""
+def supervision_of(summary: TokenSummary) -> Supervision:
+    """What tokenising counted."""
     return Supervision(
-        num_chats=len(rows),
-        num_tokens=sum(len(row.input_ids) for row in rows),
-        num_supervised_tokens=sum(label != IGNORED for row in rows for label in row.labels[1:]),
-        num_left_out=num_given - len(rows),
-        num_truncated=num_given - len(rows) + sum(len(row.input_ids) == max_length for row in rows),
+        num_chats=summary.num_chats,
+        num_tokens=summary.num_tokens,
+        num_supervised_tokens=summary.num_supervised,
+        num_left_out=summary.num_left_out,
+        num_truncated=summary.num_cut,
     )
 
 
@@ -74,12 +74,6 @@ def require_supervision(found: Supervision, name: str, max_length: int, max_left
         name, found.num_chats, found.num_supervised_tokens, 100 * shares["supervised_share"],
         100 * shares["truncated_share"], found.num_left_out,
     )  # fmt: skip
-
-
-def learns_of(rows: Sequence[Any]) -> Callable[[int], bool]:
-    """Whether a token is learned anywhere in rows with labels."""
-    learned = {label for row in rows for label in row.labels if label != IGNORED}
-    return learned.__contains__
 
 
 def require_learned_stop(

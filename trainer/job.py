@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trainer.events import EventLog
     from trainer.hardware import Hardware
     from trainer.interruption import Interruption
+    from trainer.tokens import TokenRows
     from trainer.tracking import Tracker
 
 
@@ -58,6 +59,7 @@ class Run:
         job: its config has the max_length in use.
         model: in 32 bits, on its device; after training the finished one.
         stored_dtype: precision of the base model's files, which the result keeps.
+        train_chats: one conversation a row; `packed()` gives the rows that are trained on when packing.
         stop_token_ids: tokens that end an answer.
         supervision: how much of the training file is learned.
         distribution: single, ddp or fsdp.
@@ -69,7 +71,7 @@ class Run:
     tokenizer: Any
     model: Any
     stored_dtype: Any
-    train_chats: list[EncodedChat]
+    train_chats: TokenRows
     eval_chats: list[EncodedChat]
     stop_token_ids: set[int]
     supervision: Supervision

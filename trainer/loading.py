@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from trainer.chats import read_chats
+from trainer.chats import read_chats, require_chats
 from trainer.checkpoints import claim_checkpoints
-from trainer.checks import learns_of, require_learned_stop, require_supervision, supervision_of
+from trainer.checks import require_learned_stop, require_supervision, supervision_of
 from trainer.encoding import encode_chats
 from trainer.evaluate import evenly_chosen
-from trainer.hardware import choose_hardware, require_hardware_for
+from trainer.hardware import choose_hardware, require_hardware_for, short_context
 from trainer.job import Reporting, Run, TrainJob
 from trainer.model import (
     choose_threads,
@@ -26,6 +27,7 @@ from trainer.model import (
 from trainer.precision import held_to_train
 from trainer.ranks import is_first
 from trainer.templates import adapt_template
+from trainer.tokens import TokenPlan, tokenise
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +38,8 @@ def load_run(job: TrainJob, reporting: Reporting) -> Run:
     Raises:
         TrainerError: a file, the base model or the configuration cannot be used.
     """
-    chats, held_out = read_chats(job.train_file), read_chats(job.eval_file)  # before the slow imports
-    held_out = evenly_chosen(held_out, job.config.max_eval_examples)
+    require_chats(job.train_file)
+    held_out = evenly_chosen(read_chats(job.eval_file), job.config.max_eval_examples)  # before the slow imports
     from transformers import set_seed
 
     set_seed(job.config.seed)
@@ -52,18 +54,22 @@ def load_run(job: TrainJob, reporting: Reporting) -> Run:
         log.info("Chose %s", reason)
     max_length = fitting_length(model_config, job.config.max_length)
 
-    train_chats, stop_token_ids = encode_chats(chats, tokenizer, max_length, job.train_file.name)
-    supervision = supervision_of(train_chats, len(chats), max_length)
-    require_supervision(supervision, job.train_file.name, max_length, job.config.max_left_out_share)
-    eval_chats, _ = encode_chats(held_out, tokenizer, max_length, job.eval_file.name)
     if is_first():
         claim_checkpoints(job.checkpoint_dir, job.fingerprint())
+    eval_chats, _ = encode_chats(held_out, tokenizer, max_length, job.eval_file.name)
+    plan = TokenPlan(file=job.train_file, max_length=max_length, short_context=short_context(model_config))
+    told = partial(reporting.events.emit, "tokenising")
+    train_chats = tokenise(plan, tokenizer, job.checkpoint_dir / "tokens", told).chats()
+    summary = train_chats.summary
+    stop_token_ids = set(summary.stop_token_ids)
+    supervision = supervision_of(summary)
+    require_supervision(supervision, job.train_file.name, max_length, job.config.max_left_out_share)
 
     model = load_model(job.base_model, job.revision, hardware, held_to_train(job.config.method, hardware))
     ensure_pad_token(tokenizer, model, stop_token_ids)
-    require_learned_stop(learns_of(train_chats), stop_token_ids, tokenizer, job.train_file.name)
+    require_learned_stop(train_chats.learns, stop_token_ids, tokenizer, job.train_file.name)
     stop_at(model, tokenizer, stop_token_ids)
-    mean_length = sum(len(chat.input_ids) for chat in train_chats) / len(train_chats)
+    mean_length = summary.num_tokens / (summary.num_rows if hardware.packing else summary.num_chats)
     choose_threads(model, job.config.per_device_train_batch_size * mean_length)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("Loaded base_model=%s num_parameters=%d", job.base_model, num_parameters)

@@ -23,6 +23,7 @@ from trainer.outcome import tell_outcome
 from trainer.preview import preview_run
 from trainer.ranks import is_first, joined, of_first, world_size
 from trainer.result import package_run
+from trainer.tokens import TokenRows
 from trainer.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def _trainer(run: Run) -> Any:
     from transformers import PrinterCallback
 
     from trainer.arguments import training_arguments
-    from trainer.batches import collator
+    from trainer.batches import collator, rows_of
     from trainer.fitting import fit_run
     from trainer.guard import Guard
     from trainer.hardware import short_context
@@ -99,7 +100,7 @@ def _trainer(run: Run) -> Any:
     learn_supervised_tokens(run.model)
     distribute(run)
     model = run.model if run.config.method == "full" else with_adapters(run.model, run.config)
-    rows = _rows(run.train_chats)
+    rows = _train_rows(run)
     collate = collator(run.hardware.attention, run.tokenizer.pad_token_id, short_context(run.model.config))
     fit_run(run, model, rows, collate)
     config = run.config
@@ -109,7 +110,7 @@ def _trainer(run: Run) -> Any:
         model=model,
         args=training_arguments(run),
         train_dataset=_even(rows, config.per_device_train_batch_size),
-        eval_dataset=_rows(run.eval_chats) if config.eval_strategy != "no" else None,
+        eval_dataset=rows_of(run.eval_chats) if config.eval_strategy != "no" else None,
         data_collator=collate,
         processing_class=run.tokenizer,
         callbacks=[watcher, guard, *others],
@@ -119,11 +120,16 @@ def _trainer(run: Run) -> Any:
     return trainer
 
 
-def _rows(chats: Any) -> Any:
+def _train_rows(run: Run) -> TokenRows:
     """The dataset that is trained on: rows, packed or one conversation each."""
-    from trainer.batches import rows_of
-
-    return rows_of(chats)
+    config, packed = run.config, run.train_chats.packed()
+    step_rows = config.per_device_train_batch_size * config.gradient_accumulation_steps * world_size()
+    if run.hardware.packing and len(packed) < step_rows:
+        log.info("Chose packing=off (%d packed rows are fewer than the %d of one step)", len(packed), step_rows)
+    elif run.hardware.packing:
+        log.info("Chose packing=on (%d rows, %.1f %% full)", len(packed), 100 * packed.summary.fill_share)
+        return packed
+    return run.train_chats
 
 
 def _even(rows: Any, batch_size: int) -> Any:

@@ -64,6 +64,7 @@ class EncodedBlock:
         lengths, lines: int32 and int64, of each.
         left_out: lines of the conversations that are not in it.
         num_lines: of the block, empty ones as well.
+        num_one_by_one: conversations that ChatEncoder itself had to encode.
     """
 
     ids: np.ndarray
@@ -74,6 +75,7 @@ class EncodedBlock:
     num_lines: int
     num_cut: int
     num_supervised: int
+    num_one_by_one: int = 0
     stop_token_ids: set[int] = field(default_factory=set)
     samples: list[Sample] = field(default_factory=list)
 
@@ -101,11 +103,13 @@ class BlockEncoder:
         """
         numbers, chats = _read(block, self._setup.file_name)
         rendered = [self._rendered(chat) for chat in chats]
-        rows = _Chats(numbers, *self._rows(chats, rendered))
+        ids, learned, num_one_by_one = self._rows(chats, rendered)
+        rows = _Chats(numbers, ids, learned)
         encoded = _cut(rows, block, self._setup.max_length)
+        encoded.num_one_by_one = num_one_by_one
         stops: set[str] = set().union(*(rendering.stops for rendering in rendered))
-        ids = {self._tokenizer.convert_tokens_to_ids(stop) for stop in stops}
-        encoded.stop_token_ids = {number for number in ids if number is not None}
+        stop_ids = {self._tokenizer.convert_tokens_to_ids(stop) for stop in stops}
+        encoded.stop_token_ids = {number for number in stop_ids if number is not None}
         encoded.samples = [
             _sample(chat, row, flags, self._setup.max_length)
             for number, chat, row, flags in zip(numbers, chats, rows.ids, rows.learned, strict=True)
@@ -113,15 +117,16 @@ class BlockEncoder:
         ]
         return encoded
 
-    def _rows(self, chats: list[Chat], rendered: list[Rendering]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Ids and learned flags of each conversation, not cut."""
+    def _rows(self, chats: list[Chat], rendered: list[Rendering]) -> tuple[list[np.ndarray], list[np.ndarray], int]:
+        """Ids and learned flags of each conversation, not cut, and how many ChatEncoder encoded."""
         if not chats:
-            return [], []
+            return [], [], 0
         batch = self._finder.find(rendered)
         ids, learned = np.split(batch.ids, batch.offsets[1:-1]), np.split(batch.learned, batch.offsets[1:-1])
-        for index in np.flatnonzero(~batch.found):
+        missing = np.flatnonzero(~batch.found)
+        for index in missing:
             ids[index], learned[index] = _exactly(self._exact, chats[index])
-        return ids, learned
+        return ids, learned, len(missing)
 
     def _rendered(self, chat: Chat) -> Rendering:
         rendered = self._exact.render(chat)
@@ -146,6 +151,7 @@ class ExactEncoder:
         numbers, chats = _read(block, self._file_name)
         rows = [_exactly(self._reference, chat) for chat in chats]
         encoded = _cut(_Chats(numbers, [ids for ids, _ in rows], [flags for _, flags in rows]), block, self._max_length)
+        encoded.num_one_by_one = len(chats)
         encoded.stop_token_ids = set(self._reference.stop_token_ids)
         return encoded
 

@@ -33,6 +33,7 @@ class TokenSummary:
         left_out_lines: the first of those, by line.
         longest_chat, longest_row: tokens.
         fill_share: of the rows' places, how many hold a token.
+        num_one_by_one: conversations whose template, or text, only the slow exact encoder understands.
         encoder: what encoded: fastokens, tokenizers or transformers.
     """
 
@@ -47,4 +48,5 @@ class TokenSummary:
     num_rows: int
     fill_share: float
     stop_token_ids: tuple[int, ...]
+    num_one_by_one: int
     encoder: str

@@ -139,6 +139,7 @@ class TokenRows:
         self.path = path
         self.summary = summary
         self._whole_rows = whole_rows
+        self._learned_ids: set[int] | None = None
         self._open()
 
     def _open(self) -> None:
@@ -157,6 +158,7 @@ class TokenRows:
 
     def __setstate__(self, state: tuple[Path, TokenSummary, bool]) -> None:
         self.path, self.summary, self._whole_rows = state
+        self._learned_ids = None
         self._open()
 
     def packed(self) -> TokenRows:
@@ -166,6 +168,27 @@ class TokenRows:
     def chats(self) -> TokenRows:
         """The same conversations, each a row of its own."""
         return TokenRows(self.path, self.summary, whole_rows=False)
+
+    def learns(self, token: int) -> bool:
+        """Whether a token is learned anywhere."""
+        if self._learned_ids is None:
+            found: set[int] = set()
+            for batch in self._batches:
+                ids, flags = (
+                    batch.column(name).flatten().to_numpy(zero_copy_only=False) for name in ("input_ids", "learned")
+                )
+                found.update(np.unique(ids[flags]).tolist())
+            self._learned_ids = found
+        return token in self._learned_ids
+
+    @property
+    def row_lengths(self) -> np.ndarray:
+        """Tokens of each row, without reading the rows."""
+        if not self._whole_rows:
+            lengths = [batch.column("lengths").flatten().to_numpy() for batch in self._batches]
+        else:
+            lengths = [batch.column("input_ids").value_lengths().to_numpy() for batch in self._batches]
+        return np.concatenate([np.empty(0, np.int32), *lengths])
 
     def __len__(self) -> int:
         return (self._ends[-1] if self._ends else 0) if self._whole_rows else self.summary.num_chats

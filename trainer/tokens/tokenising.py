@@ -107,7 +107,7 @@ def _written(plan: TokenPlan, setup: BlockSetup | None, scanned: Scan, means: _M
             raise _nothing(plan, summary)
     log.info(
         "Tokenised file=%s num_chats=%d num_tokens=%d num_supervised=%d num_cut=%d num_left_out=%d num_rows=%d "
-        "fill_share=%.3f encoder=%s seconds=%.1f",
+        "fill_share=%.3f encoder=%s num_one_by_one=%d seconds=%.1f",
         plan.file.name,
         summary.num_chats,
         summary.num_tokens,
@@ -117,6 +117,7 @@ def _written(plan: TokenPlan, setup: BlockSetup | None, scanned: Scan, means: _M
         summary.num_rows,
         summary.fill_share,
         summary.encoder,
+        summary.num_one_by_one,
         progress.seconds,
     )
     return summary

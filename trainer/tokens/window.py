@@ -27,7 +27,7 @@ class PackedWriter:
         self._held_chats = self._held_tokens = 0
         self._num_chats = self._num_tokens = self._num_supervised = self._num_cut = self._num_rows = 0
         self._longest_chat = self._longest_row = 0
-        self._num_left_out = 0
+        self._num_left_out = self._num_one_by_one = 0
         self._left_out: list[int] = []
         self._stops: set[int] = set()
 
@@ -37,6 +37,7 @@ class PackedWriter:
             self._leave_out(block.left_out)
         self._num_cut += block.num_cut
         self._num_supervised += block.num_supervised
+        self._num_one_by_one += block.num_one_by_one
         self._stops |= block.stop_token_ids
         self._blocks.append(block)
         self._held_chats += len(block.lengths)
@@ -62,6 +63,7 @@ class PackedWriter:
             num_rows=self._num_rows,
             fill_share=round(self._num_tokens / places, 6) if places else 0.0,
             stop_token_ids=tuple(sorted(self._stops)),
+            num_one_by_one=self._num_one_by_one,
             encoder=self._encoder,
         )
 

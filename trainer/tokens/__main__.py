@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import sys
 from typing import Any
 
 from trainer.errors import TrainerError
+from trainer.interruption import worker_signals
 from trainer.tokens.block import Block, BlockEncoder, BlockSetup
 from trainer.tokens.encoders import EncoderRefusedError, encode_alone
 from trainer.tokens.parts import Failure, read_part
@@ -20,7 +20,7 @@ from trainer.tokens.parts import Failure, read_part
 
 def main() -> int:
     """Answer until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends the others
+    worker_signals()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer
     encode_alone()

@@ -9,6 +9,7 @@ import numpy as np
 
 from trainer.chat_template import IGNORED, ChatEncoder
 from trainer.chats import Chat, parse_chat
+from trainer.control_tokens import ControlTokens
 from trainer.errors import TrainerError
 from trainer.tokens.encoders import batch_encoder
 from trainer.tokens.light_tokenizer import LightTokenizer, TokenizerSpec
@@ -92,7 +93,7 @@ class BlockEncoder:
         self._tokenizer = LightTokenizer(setup.spec)
         self._exact = ChatEncoder(self._tokenizer)
         self._finder = AnswerFinder(
-            self._tokenizer, setup.spec.special_tokens, batch_encoder(setup.encoder, setup.spec.backend)
+            self._tokenizer, ControlTokens(self._tokenizer).texts, batch_encoder(setup.encoder, setup.spec.backend)
         )
 
     def encode(self, block: Block) -> EncodedBlock:

@@ -20,7 +20,7 @@ class TokenizerSpec:
         backend: tokenizer.json as text, without truncation and padding.
         special_tokens_map: what the template is given besides the messages, such as eos_token.
         added_tokens: id, text and whether it is special, of each token besides the vocabulary.
-        special_tokens: every token that a text must not hold as itself.
+        special_tokens: the texts of those in special_tokens_map.
     """
 
     name: str
@@ -34,7 +34,6 @@ class TokenizerSpec:
     def of(cls, tokenizer: Any) -> TokenizerSpec:
         """Describe a fast tokenizer of transformers."""
         added = [(number, token.content, token.special) for number, token in tokenizer.added_tokens_decoder.items()]
-        specials = {text for _, text, special in added if special}
         backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
         return cls(
             name=str(tokenizer.name_or_path),
@@ -42,7 +41,7 @@ class TokenizerSpec:
             chat_template=tokenizer.get_chat_template(),
             special_tokens_map={key: _plain(value) for key, value in tokenizer.special_tokens_map.items()},
             added_tokens=tuple(added),
-            special_tokens=tuple(sorted(specials | set(tokenizer.all_special_tokens))),
+            special_tokens=tuple(tokenizer.all_special_tokens),
         )
 
 

@@ -1,22 +1,21 @@
 """Finds on token ids what ChatEncoder finds on characters: which tokens of a rendered conversation are learned.
 
 An answer begins behind a header, the special token before it and what the template writes up to the answer
-("<|assistant|>\\n"), and ends with the next special token, its stop token. Texts hold no special token as itself, so
-both are plain to see among the ids. A row where the count of headers is not that of its answers, or any answer ends
-otherwise, is not decided here.
+("<|assistant|>\\n"), and ends with its stop token. Texts hold no special token as itself, so both are plain to see
+among the ids. A conversation where the count of headers is not that of its answers is not decided here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from trainer.tokens.encoders import BatchEncoder
 from trainer.tokens.light_tokenizer import LightTokenizer
 
-_MOST_HEADERS = 8
+_MOST_FRAMES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,15 @@ class Rendering:
     learned: tuple[Answer, ...]
 
     @property
+    def numbers(self) -> set[int]:
+        """Which answers are learned."""
+        return {answer.number for answer in self.learned}
+
+    def opens_with(self, header: str) -> bool:
+        """Whether every learned answer stands behind it."""
+        return all(self.text.endswith(header, 0, answer.start) for answer in self.learned)
+
+    @property
     def stops(self) -> set[str]:
         """The texts of the tokens that end the learned answers."""
         return {self.text[answer.stop_start : answer.end] for answer in self.learned}
@@ -64,19 +72,22 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Header:
-    text: str
-    ids: np.ndarray
+class _Frame:
+    """What stands before an answer, as text and as ids, and the id of the token that ends it."""
+
+    header: str
+    stop: str
+    header_ids: np.ndarray
+    stop_id: int
 
 
 @dataclass(slots=True)
 class _Expected:
-    """What each conversation of a batch must have: a header, how many answers, and the token that ends them."""
+    """What each conversation of a batch must have: which frame, how many answers, which of them learned."""
 
-    header: np.ndarray
+    frame: np.ndarray
     num_answers: np.ndarray
-    stop_id: np.ndarray
-    learned: list[list[bool]] = field(default_factory=list)
+    learned: list[list[bool]]
 
 
 class AnswerFinder:
@@ -90,11 +101,8 @@ class AnswerFinder:
         self._encode = encode
         self._tokenizer = tokenizer
         self._control = tuple(control)
-        ids = {tokenizer.convert_tokens_to_ids(token) for token in self._control}
-        self._is_special = np.zeros(tokenizer.backend.get_vocab_size(with_added_tokens=True) + 1, bool)
-        self._is_special[[number for number in ids if number is not None]] = True
         self._unknown = tokenizer.unknown_token_id
-        self._headers: list[_Header] = []
+        self._frames: list[_Frame] = []
 
     def find(self, chats: Sequence[Rendering]) -> Batch:
         """Encode the conversations and find what each learns."""
@@ -102,9 +110,8 @@ class AnswerFinder:
         expected = self._expected(chats)
         learned = np.zeros(len(ids) + 1, np.int8)
         found = np.zeros(len(chats), bool)
-        special = np.flatnonzero(self._is_special[np.minimum(ids, len(self._is_special) - 1)])
-        for number, header in enumerate(self._headers):
-            self._mark(header.ids, expected, number, (ids, offsets, special), learned, found)
+        for number, frame in enumerate(self._frames):
+            self._mark(frame, (expected, number), (ids, offsets), learned, found)
         if self._unknown is not None:  # text that the vocabulary lacks is refused one by one, by its row
             unknown = np.flatnonzero(ids == self._unknown)
             found[np.searchsorted(offsets, unknown, side="right") - 1] = False
@@ -112,64 +119,60 @@ class AnswerFinder:
 
     def _mark(
         self,
-        header: np.ndarray,
-        expected: _Expected,
-        number: int,
-        encoded: tuple[np.ndarray, np.ndarray, np.ndarray],
+        frame: _Frame,
+        wanted: tuple[_Expected, int],
+        encoded: tuple[np.ndarray, np.ndarray],
         learned: np.ndarray,
         found: np.ndarray,
     ) -> None:
-        ids, offsets, special = encoded
-        starts = _matches(ids, special, header)
+        """Mark the answers of the conversations that have this frame and no surprise."""
+        (expected, number), (ids, offsets) = wanted, encoded
+        starts = _matches(ids, frame.header_ids)
+        stops = np.flatnonzero(ids == frame.stop_id)
+        if not len(starts) or not len(stops):
+            return
         rows = np.searchsorted(offsets, starts, side="right") - 1
-        next_special = np.searchsorted(special, starts + len(header))
-        inside = next_special < len(special)
-        stops = special[np.minimum(next_special, len(special) - 1)] if len(special) else starts
-        good = inside & (stops < offsets[rows + 1]) & (ids[stops] == expected.stop_id[rows])
+        next_stop = np.searchsorted(stops, starts + len(frame.header_ids))
+        ends = stops[np.minimum(next_stop, len(stops) - 1)]
+        wrong = (next_stop == len(stops)) | (ends >= offsets[rows + 1])
         counts = np.bincount(rows, minlength=len(found))
-        wrong = np.bincount(rows[~good], minlength=len(found))
-        complete = (expected.header == number) & (counts == expected.num_answers) & (wrong == 0)
+        complete = (expected.frame == number) & (counts == expected.num_answers)
+        complete[rows[wrong]] = False
         found |= complete
-        wanted = complete[rows]
         flags = [flag for row in np.flatnonzero(complete) for flag in expected.learned[row]]
-        kept = np.flatnonzero(wanted)[np.array(flags, bool)] if flags else np.empty(0, np.int64)
-        learned[starts[kept] + len(header)] += 1
-        learned[stops[kept] + 1] -= 1
+        kept = np.flatnonzero(complete[rows])[np.array(flags, bool)]
+        learned[starts[kept] + len(frame.header_ids)] += 1
+        learned[ends[kept] + 1] -= 1
 
     def _expected(self, chats: Sequence[Rendering]) -> _Expected:
-        expected = _Expected(
-            np.full(len(chats), -1, np.int64), np.zeros(len(chats), np.int64), np.full(len(chats), -1, np.int64)
+        frames = [self._frame(chat) for chat in chats]
+        return _Expected(
+            np.array([-1 if frame is None else frame for frame in frames], np.int64),
+            np.array([chat.num_answers for chat in chats], np.int64),
+            [[number in chat.numbers for number in range(chat.num_answers)] for chat in chats],
         )
-        for row, chat in enumerate(chats):
-            numbers = {answer.number for answer in chat.learned}
-            expected.learned.append([number in numbers for number in range(chat.num_answers)])
-            if len(chat.stops) != 1:
-                continue
-            header, stop = self._header(chat), self._tokenizer.convert_tokens_to_ids(*chat.stops)
-            if header is not None and stop is not None:
-                expected.header[row], expected.stop_id[row] = header, stop
-                expected.num_answers[row] = chat.num_answers
-        return expected
 
-    def _header(self, chat: Rendering) -> int | None:
-        """The number of the header that all answers of the conversation have."""
-        for number, header in enumerate(self._headers):
-            if all(chat.text.endswith(header.text, 0, answer.start) for answer in chat.learned):
+    def _frame(self, chat: Rendering) -> int | None:
+        """The number of the frame that all answers of the conversation have."""
+        if len(chat.stops) != 1:
+            return None
+        (stop,) = chat.stops
+        for number, frame in enumerate(self._frames):
+            if frame.stop == stop and chat.opens_with(frame.header):
                 return number
-        return self._new_header(chat) if len(self._headers) < _MOST_HEADERS else None
+        return self._new_frame(chat, stop) if len(self._frames) < _MOST_FRAMES else None
 
-    def _new_header(self, chat: Rendering) -> int | None:
+    def _new_frame(self, chat: Rendering, stop: str) -> int | None:
         """Learn the shortest header that stands before the answers and nowhere else."""
-        start = chat.learned[0].start
-        before = chat.text[:start]
-        while (begin := self._last_control(before)) is not None:
-            text = chat.text[begin:start]
-            alike = all(chat.text.endswith(text, 0, answer.start) for answer in chat.learned)
-            if alike and chat.text.count(text) == chat.num_answers:
-                self._headers.append(_Header(text, self._encode([text])[0]))
-                return len(self._headers) - 1
-            if not alike or start - begin > 1000:
+        stop_id = self._tokenizer.convert_tokens_to_ids(stop)
+        before = chat.text[: chat.learned[0].start]
+        while stop_id is not None and (begin := self._last_control(before)) is not None:
+            header = chat.text[begin : chat.learned[0].start]
+            if not chat.opens_with(header):
                 return None
+            if chat.text.count(header) == chat.num_answers:
+                self._frames.append(_Frame(header, stop, self._encode([header])[0], stop_id))
+                return len(self._frames) - 1
             before = chat.text[:begin]
         return None
 
@@ -178,9 +181,9 @@ class AnswerFinder:
         return max(places) if max(places, default=-1) >= 0 else None
 
 
-def _matches(ids: np.ndarray, special: np.ndarray, header: np.ndarray) -> np.ndarray:
-    """Where the header, which begins with a special token, begins among the ids."""
-    starts = special[ids[special] == header[0]]
+def _matches(ids: np.ndarray, header: np.ndarray) -> np.ndarray:
+    """Where the header begins among the ids."""
+    starts = np.flatnonzero(ids == header[0])
     starts = starts[starts + len(header) <= len(ids)]
     for step in range(1, len(header)):
         starts = starts[ids[starts + step] == header[step]]

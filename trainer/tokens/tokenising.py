@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 _LINES_FOR_WORKERS = 2_000
 _SAMPLES = 100
 _SAMPLE_EVERY = 1_000
+# Modules of trainer besides this package that decide a conversation's tokens.
+_RENDERING = ("chat_template", "answers", "control_tokens", "rendering", "chats")
 _PATIENCE_SECONDS = 24 * 3600.0
 
 
@@ -159,7 +161,7 @@ def _compare(sample: Sample, reference: ChatEncoder, max_length: int) -> None:
 def _digest(plan: TokenPlan, spec: TokenizerSpec, scanned: Scan) -> str:
     """Names all that decides the rows, this code included."""
     here = Path(__file__).parent
-    code = [*sorted(here.glob("*.py")), *sorted(here.parent.glob("*templat*.py")), here.parent / "chats.py"]
+    code = [*sorted(here.glob("*.py")), *(here.parent / f"{name}.py" for name in _RENDERING)]
     parts = [
         scanned.sha256,
         asdict(spec),

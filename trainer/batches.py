@@ -37,6 +37,20 @@ def rows_of(chats: Sequence[EncodedChat]) -> list[Row]:
     return [Row(chat.input_ids, chat.labels, (len(chat.input_ids),), ()) for chat in chats]
 
 
+def row_lengths(rows: Any) -> np.ndarray:
+    """Tokens of each row; a dataset on disk tells them without reading its rows."""
+    if hasattr(rows, "row_lengths"):
+        return rows.row_lengths
+    return np.array([len(rows[index].input_ids) for index in range(len(rows))], np.int64)
+
+
+def chat_lengths(rows: Any) -> np.ndarray:
+    """Tokens of each conversation."""
+    if hasattr(rows, "chat_lengths"):
+        return rows.chat_lengths
+    return np.array([int(length) for index in range(len(rows)) for length in rows[index].lengths], np.int64)
+
+
 def collator(
     attention: str, pad_token_id: int, short_context: int | None = None
 ) -> Callable[[Sequence[Row]], dict[str, Any]]:

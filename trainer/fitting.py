@@ -76,11 +76,13 @@ def fit(
     Raises:
         TrainerError: nothing fits; says what was tried.
     """
+    from trainer.batches import row_lengths
+
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     load = Load(
         method=config.method,
         num_trained=trained,
-        row_tokens=max(len(row.input_ids) for row in rows),
+        row_tokens=int(row_lengths(rows).max()),
         bf16=hardware.bf16,
         is_gpu=hardware.device != "cpu",
         is_eager=hardware.attention == "eager",
@@ -241,7 +243,9 @@ def _measured(
     """Peak bytes of a pass over the longest rows with the optimizer's state; None where they did not fit."""
     import torch
 
-    longest = sorted(rows, key=lambda row: len(row.input_ids))[-plan.rows :]
+    from trainer.batches import row_lengths
+
+    longest = [rows[int(index)] for index in row_lengths(rows).argsort(kind="stable")[-plan.rows :]]
     if plan.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     failed = 0.0

@@ -25,6 +25,8 @@ _SIDE, _SECONDS = 1024, 0.2  # of the matrices that are multiplied on a CPU, and
 
 def flops_per_token(model: Any, rows: Sequence[Row], is_full: bool) -> float:
     """Mean of the rows' tokens, forward and backward; what is computed twice to save memory does not count."""
+    from trainer.batches import chat_lengths
+
     config = model.config.get_text_config()
     weight = model.get_input_embeddings().weight
     tied = weight is model.get_output_embeddings().weight
@@ -32,8 +34,8 @@ def flops_per_token(model: Any, rows: Sequence[Row], is_full: bool) -> float:
     multiplied = model.num_parameters() - (0 if tied else weight.numel())
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     queries = config.num_attention_heads * head_size
-    lengths = [int(length) for row in rows for length in row.lengths]
-    context = sum(length**2 for length in lengths) / sum(lengths)
+    lengths = chat_lengths(rows).astype(float)
+    context = float((lengths**2).sum() / lengths.sum())
     return (6 if is_full else 4) * multiplied + 6 * config.num_hidden_layers * queries * context
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.batches import Row
+from trainer.batches import Row, chat_lengths
 from trainer.chat_template import IGNORED
 
 
@@ -27,3 +27,8 @@ class EvenRows:
             return row
         first = self._rows[0].input_ids[:2]
         return Row(first, [IGNORED] * len(first), (len(first),), ())
+
+    @property
+    def chat_lengths(self) -> Any:
+        """Tokens of each conversation that is learned from."""
+        return chat_lengths(self._rows)

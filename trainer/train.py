@@ -23,7 +23,6 @@ from trainer.outcome import tell_outcome
 from trainer.preview import preview_run
 from trainer.ranks import is_first, joined, of_first, world_size
 from trainer.result import package_run
-from trainer.tokens import TokenRows
 from trainer.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -120,7 +119,7 @@ def _trainer(run: Run) -> Any:
     return trainer
 
 
-def _train_rows(run: Run) -> TokenRows:
+def _train_rows(run: Run) -> Any:
     """The dataset that is trained on: rows, packed or one conversation each."""
     config, packed = run.config, run.train_chats.packed()
     step_rows = config.per_device_train_batch_size * config.gradient_accumulation_steps * world_size()

@@ -185,9 +185,14 @@ class TokenRows:
     def row_lengths(self) -> np.ndarray:
         """Tokens of each row, without reading the rows."""
         if not self._whole_rows:
-            lengths = [batch.column("lengths").flatten().to_numpy() for batch in self._batches]
-        else:
-            lengths = [batch.column("input_ids").value_lengths().to_numpy() for batch in self._batches]
+            return self.chat_lengths
+        lengths = [batch.column("input_ids").value_lengths().to_numpy() for batch in self._batches]
+        return np.concatenate([np.empty(0, np.int32), *lengths])
+
+    @property
+    def chat_lengths(self) -> np.ndarray:
+        """Tokens of each conversation."""
+        lengths = [batch.column("lengths").flatten().to_numpy() for batch in self._batches]
         return np.concatenate([np.empty(0, np.int32), *lengths])
 
     def __len__(self) -> int:

@@ -69,14 +69,16 @@ class AnswerFinder:
         talk = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(_PROBE)]
         try:
             text, prompt = self._render(talk, (), False), self._render(talk[:3], (), True)
+            first = self._render(talk[:2], (), False)
         except Exception:  # a template that refuses this is asked about every conversation by itself
             return "", ""
-        if not text.startswith(prompt):
-            return "", ""
         stop = self._control.pattern.search(text, text.find(_PROBE[3]) + len(_PROBE[3]))
-        between = prompt[prompt.find(_PROBE[2]) + len(_PROBE[2]) :]
         if stop is None:
             return "", ""
+        keeps_answers = text.startswith(first[: first.find(_PROBE[1]) + len(_PROBE[1])])
+        if not (keeps_answers and text.startswith(prompt)):  # then each conversation is asked by itself
+            return "", stop[0]
+        between = prompt[prompt.find(_PROBE[2]) + len(_PROBE[2]) :]
         opening = between.removeprefix(stop[0]).lstrip()
         return (opening, stop[0]) if self._control.pattern.search(opening) else ("", stop[0])
 

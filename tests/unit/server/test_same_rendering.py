@@ -88,10 +88,13 @@ def test_the_served_prompt_is_the_trained_one(packaged, text):
 
 @pytest.mark.parametrize("packaged", [""], indirect=True)
 def test_the_engine_reads_the_tokens_that_were_counted(packaged, tmp_path):
-    """A call in the history reaches the engine with its text, though the engine's own rendering would drop it."""
+    """Where a tokenizer begins every text with <s>, and of a call with text, which the engine's rendering would drop.
+
+    Of other tokenizers the front's own probe says so, whenever it starts.
+    """
     import httpx
 
-    folder, _ = packaged
+    folder = _beginning_with_s(packaged[0].path, tmp_path / "model")
     front = RunningFront(folder.path, tmp_path)
     try:
         front.wait_ready()
@@ -104,28 +107,21 @@ def test_the_engine_reads_the_tokens_that_were_counted(packaged, tmp_path):
         assert reply["usage"]["prompt_tokens"] == expected.num_prompt_tokens
     finally:
         front.stop()
-
-
-def test_tokens_that_the_tokenizer_adds_are_not_there_twice(model_dir, tmp_path):
-    """A tokenizer that begins every text with <s> gives the template's prompt as it is, with its own <s> or without."""
-    shutil.copytree(model_dir, tmp_path / "model")
-    file = tmp_path / "model" / "tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    begin = {"SpecialToken": {"id": "<s>", "type_id": 0}}
-    tokenizer["post_processor"] = {
-        "type": "TemplateProcessing", "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
-    }  # fmt: skip
-    file.write_text(json.dumps(tokenizer))
-    folder = ModelFolder.read(tmp_path / "model")
     assert folder.unmarked("<s>Hello") == "Hello"
     assert folder.unmarked("Hello") is None
-    front = RunningFront(tmp_path / "model", tmp_path)  # its template writes no <s>
-    try:
-        front.wait_ready()
-    finally:
-        front.stop()
+    assert packaged[0].unmarked("<s>Hello") == "<s>Hello"
+
+
+def _beginning_with_s(source: Path, target: Path) -> ModelFolder:
+    shutil.copytree(source, target)
+    file = target / "tokenizer.json"
+    begin, text = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    processor = {
+        "type": "TemplateProcessing", "single": [begin, text], "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }  # fmt: skip
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": processor}))
+    return ModelFolder.read(target)
 
 
 def _as_clients_send(messages: list[dict]) -> list[dict]:

@@ -106,6 +106,37 @@ def test_tool_conversations_are_learned_in_every_family(tokenizer, family):
     assert encoded.expected == "12 degrees."
 
 
+def test_the_form_of_tools_is_hermes(plain):
+    """The whole text of a conversation with tools, for a template that knows none, letter for letter."""
+    tokenizer = dressed(copy.deepcopy(plain), families.PHI_3)
+    adapt_template(tokenizer, None)
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln \\"x\\"", "days": [1, 2]}}\n</tool_call>'
+    tool = '{"type": "function", "function": {"name": "weather", "description": "Tells <it>", "parameters": {}}}'
+    system, rest = render(tokenizer, [SYSTEM, *TOOL_TALK], tools=[TOOL, TOOL]).split("<|user|>\n", 1)
+    assert system.startswith(f"<|system|>\n{SYSTEM['content']}\n\n")
+    assert f"<tools>\n{tool}\n{tool}\n</tools>" in system
+    assert '<tool_call>\n{"name": <name>, "arguments": <object>}\n</tool_call><|end|>\n' in system
+    assert rest == (
+        f"How is the weather?<|end|>\n<|assistant|>\n{call}\n{call}<|end|>\n<|user|>\n"
+        '<tool_response>\n{"degrees": 12}\n</tool_response>\n<tool_response>\nrain\n</tool_response><|end|>\n'
+        "<|assistant|>\n12 degrees.<|end|>\n<|endoftext|>"
+    )
+
+
+def test_a_shape_once_proved_is_rendered_once(tokenizer, family):
+    """Where control tokens stand before answers, the second conversation of a shape costs one rendering."""
+    encoder, rendered = ChatEncoder(tokenizer), []
+    of_template = tokenizer.apply_chat_template
+    tokenizer.apply_chat_template = lambda *arguments, **options: (
+        rendered.append(1) or of_template(*arguments, **options)
+    )
+    for _ in range(2):
+        rendered.clear()
+        encoder.render(Chat(tuple(TALK), "row"))
+    told_by_tokens = family not in (families.MISTRAL, families.ODD)
+    assert len(rendered) == (1 if told_by_tokens else 4)
+
+
 def test_a_system_message_is_inserted_where_there_is_none(tokenizer, family):
     """train.system_message stands before a conversation without one, as if it had been written there."""
     adapt_template(tokenizer, None)

@@ -43,7 +43,7 @@ def _show_training(told: dict[str, Any], base_model: str) -> None:
     gate = told["gate"] or {}
     low, high = gate.get("improvement_low"), gate.get("improvement_high")
     if low is not None and high is not None:
-        print(f"  better    by {low:.3f} to {high:.3f} in {gate['metric']} (95 %)")
+        print(f"  better    by {low:+.3f} to {high:+.3f} in {gate['metric']}, 95 % interval")
     if told["curves"]:
         print(f"  curves    {told['curves']}")
 

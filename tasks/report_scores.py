@@ -43,10 +43,10 @@ def interval_lines(gate: GateReport) -> list[str]:
     """What the gate was decided on, one line a comparison, where the interval has ends."""
     lines, unit = [], _UNITS[gate.metric]
     if ends := _ends(gate.improvement_low, gate.improvement_high):
-        lines.append(f"- better than the base by {ends} {unit} (95 %)")
+        lines.append(f"- against the base: {ends} {unit}, 95 % interval, above 0 is better")
     worse_low, worse_high = gate.champion_worse_low, gate.champion_worse_high
     if worse_low is not None and worse_high is not None and (ends := _ends(-worse_high, -worse_low)):
-        lines.append(f"- better than version {gate.champion_version} by {ends} {unit} (95 %)")
+        lines.append(f"- against version {gate.champion_version}: {ends} {unit}, 95 % interval, above 0 is better")
     return lines
 
 
@@ -67,7 +67,7 @@ def curves_uri(details: dict[str, Any]) -> str:
 def _ends(low: float | None, high: float | None) -> str:
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return ""
-    return f"{low:.4f} to {high:.4f}"
+    return f"{low:+.4f} to {high:+.4f}"
 
 
 def svg_data_uri(points: list[list[float]]) -> str:

@@ -84,7 +84,7 @@ class Sampling(TrainerCallback):
         left = self.watcher.seconds_left(state.global_step, state.max_steps, args.save_steps)
         share = pace.spent("samples") / max(now - pace.begun + left, 1e-9)
         if share > _MOST:
-            self._stop(f"sample answers took {share:.0%} of the training's time, at most {_MOST:.0%} is for them")
+            self._stop(f"sample answers took {share:.1%} of the training's time, at most {_MOST:.0%} is for them")
 
     def _stop(self, reason: str) -> None:
         self.chats = []

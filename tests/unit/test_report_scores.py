@@ -45,8 +45,8 @@ def test_a_table_has_what_was_measured(decided: tuple[TrainingResult, GateReport
 def test_intervals_say_how_sure_it_is(decided: tuple[TrainingResult, GateReport]) -> None:
     """Both comparisons have their ends; one that has none is left out."""
     base, serving = interval_lines(decided[1])
-    assert base.startswith("- better than the base by 2.0000 to 2.0000 nats a token")
-    assert serving.startswith("- better than version 4 by 0.5000 to 0.5000")
+    assert base.startswith("- against the base: +2.0000 to +2.0000 nats a token")
+    assert serving.startswith("- against version 4: +0.5000 to +0.5000")
     unsure = replace(decided[1], improvement_low=-math.inf, improvement_high=math.inf, champion_worse_low=None)
     assert interval_lines(unsure) == []
 

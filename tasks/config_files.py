@@ -22,7 +22,14 @@ MAX_CONFIG_BYTES = 1 << 20
 _FILE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _KINDS_OF_SOURCE = ("a name", "several", "a mapping")
 # (section, key) of values that may be paths, and so are made absolute at the edge.
-_PATHS = (("data", "source"), ("data", "test_source"), ("model", "base"), ("platform", "home"), ("cost", "prices"))
+_PATHS = (
+    ("data", "source"),
+    ("data", "test_source"),
+    ("model", "base"),
+    ("platform", "home"),
+    ("cost", "prices"),
+    ("train", "command_dir"),
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -182,7 +189,7 @@ def _make_paths_absolute(values: dict[str, Any], base: Path, keys: set[str]) -> 
         block = values.get(section)
         named = f"{section}.{key}"
         if isinstance(block, dict) and any(given == named or given.startswith(f"{named}.") for given in keys):
-            block[key] = _absolute(block.get(key), base, is_path=key == "home")
+            block[key] = _absolute(block.get(key), base, is_path=key in ("home", "command_dir"))
 
 
 def _absolute(value: Any, base: Path, *, is_path: bool = False) -> Any:

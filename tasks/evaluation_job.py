@@ -45,6 +45,7 @@ def evaluation_spec(trained: JobSpec, champion: ModelVersion) -> JobSpec:
         code_digest=json.dumps(code, sort_keys=True),
         settings=json.dumps(settings, sort_keys=True),
         model=model,
+        command_dir="",
         num_nodes=1,
         processes_per_node=1,
     )

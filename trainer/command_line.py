@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -108,7 +108,10 @@ def read_config(path: Path | None) -> TrainConfig:
         raise TrainerError(
             f"Configuration {path} cannot be read: {reason}.", "Check --config.", "configuration"
         ) from error
-    return TrainConfig.from_dict(values)
+    config = TrainConfig.from_dict(values)
+    if config.command_dir:  # it travels beside the file that names it
+        config = replace(config, command_dir=str((path.parent / config.command_dir).absolute()))
+    return config
 
 
 def require_file(path: Path, option: str) -> None:

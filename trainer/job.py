@@ -38,7 +38,10 @@ class TrainJob:
         """Names what the checkpoints depend on."""
         base = digest_folder(self.base_model) if Path(self.base_model).is_dir() else self.base_model
         files = [sha256_file(self.train_file), sha256_file(self.eval_file)]
-        parts = [base, self.revision, *files, self.config.to_dict(), world_size()]
+        settings = self.config.to_dict()
+        if self.config.command_dir:
+            settings["command_dir"] = digest_folder(self.config.command_dir)
+        parts = [base, self.revision, *files, settings, world_size()]
         return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trainer.adapters import with_adapters
+from trainer.chats import read_chats
 from trainer.checkpoints import last_complete_checkpoint
 from trainer.curves import curves_of
 from trainer.evaluate import Evaluation, answered_chats, evaluate_model
@@ -34,6 +36,8 @@ def run_job(job: TrainJob, events: EventLog, tracker: Tracker, interruption: Int
     Raises:
         TrainerError: whatever a person can act on, by kind.
     """
+    if job.config.command:
+        return _run_command(job, Reporting(events, tracker, interruption))
     events.stage("loading")
     run = load_run(job, Reporting(events, tracker, interruption))
     with joined(run.hardware.device):
@@ -45,6 +49,25 @@ def run_job(job: TrainJob, events: EventLog, tracker: Tracker, interruption: Int
         events.stage("training")
         finished, summary = _train(run, checkpoint)
     return _finish(run, finished, base, summary) if base else {}
+
+
+def _run_command(job: TrainJob, reporting: Reporting) -> dict[str, Any]:
+    """Another program trains; its model is scored, compared and packaged as one of ours."""
+    from trainer.external import trained_by_command
+
+    for file in (job.train_file, job.eval_file):
+        read_chats(file)  # what is wrong with them is said before the training
+    reporting.tracker.start({"base_model": job.base_model, **job.config.to_dict()})
+    with trained_by_command(job, reporting) as trained:
+        if not is_first():
+            return {}
+        plain = replace(job, checkpoint_dir=trained.folder / "scoring", config=replace(job.config, method="full"))
+        base = _score_base(load_run(plain, reporting))
+        run = load_run(replace(plain, base_model=str(trained.model), revision=None), reporting)
+        run.job = replace(job, config=replace(job.config, max_length=run.config.max_length))
+        run.model.config.use_cache = True
+        known = {"num_examples": len(run.train_chats), "device": run.hardware.device, "resumed_from_step": None}
+        return _finish(run, Finished(run.model), base, known | trained.summary)
 
 
 def _score_base(run: Run) -> Evaluation:

@@ -87,6 +87,9 @@ class BaseModelRef:
     origin: Origin = field(compare=False)
 
 
+COMMAND_DIR = "command"
+
+
 class JobKind(StrEnum):
     TRAINING = "training"
     EVALUATION = "evaluation"
@@ -99,7 +102,8 @@ class JobSpec:
     Args:
         run_name: the configuration's name; the readable half of the job's name.
         settings: the trainer's configuration as canonical JSON text.
-        code_digest: of the trainer's source.
+        code_digest: of the trainer's source, and of the folder of `train.command`.
+        command_dir: that folder on this machine; in the job it is COMMAND_DIR, beside the settings.
         model: the base to train from, or the model to evaluate.
         num_nodes, processes_per_node: how the training is spread.
         shm_size, timeout_seconds, max_attempts: limits; they do not change the result.
@@ -113,6 +117,7 @@ class JobSpec:
     data: DataManifest
     environment: EnvironmentRef
     compute: ComputeRef
+    command_dir: str = ""
     num_nodes: int = 1
     processes_per_node: int = 1
     shm_size: str = "8g"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.platforms.azure.sources import is_remote
+from tasks.platforms.local.files import copy_folder
 from tasks.platforms.local.state import project_folder
-from tasks.platforms.refs import JobKind, JobSpec
+from tasks.platforms.refs import COMMAND_DIR, JobKind, JobSpec
 
 if TYPE_CHECKING:
     from azure.ai.ml.entities import Command
@@ -27,6 +28,8 @@ def write_snapshot(spec: JobSpec, folder: Path) -> Path:
     root = folder / "phiflow-trainer"
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
     shutil.copytree(project_folder("trainer"), root / "trainer", ignore=ignore)
+    if spec.command_dir:
+        copy_folder(Path(spec.command_dir), root / COMMAND_DIR)
     (root / "train.json").write_text(f"{spec.settings}\n", encoding="utf-8")
     return root
 

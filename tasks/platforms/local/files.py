@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,12 @@ def read_json(path: Path, default: Any = _MISSING) -> Any:
             f"'{path}' is not valid JSON: {error}.",
             fix="Restore the file, or delete it so that it is made anew.",
         ) from error
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy the files of a folder that `digest_files` counts, links followed, in place of what the target holds."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*_NEVER_DIGESTED))
 
 
 def digest_files(root: Path, patterns: Sequence[str] = ("*",), ignore: Sequence[str] = ()) -> str:

@@ -22,10 +22,10 @@ from typing import Any
 from tasks.platforms.errors import JobFailedError, NotFoundError, PhiflowError
 from tasks.platforms.events import parse_events, with_progress
 from tasks.platforms.local import job_runner
-from tasks.platforms.local.files import file_lock, read_json, write_json
+from tasks.platforms.local.files import copy_folder, file_lock, read_json, write_json
 from tasks.platforms.local.processes import spawn_detached
 from tasks.platforms.local.state import KEEP_BYTECODE, Home, project_folder
-from tasks.platforms.refs import JobKind, JobRef, JobSpec, JobState, JobStatus, Origin
+from tasks.platforms.refs import COMMAND_DIR, JobKind, JobRef, JobSpec, JobState, JobStatus, Origin
 
 _START_SECONDS = 10.0
 _CANCEL_GRACE_SECONDS = 30.0
@@ -162,6 +162,8 @@ class Jobs:
         folder = self._home.folder("jobs", name)
         (folder / "logs").mkdir(exist_ok=True)
         write_json(folder / "train.json", json.loads(spec.settings))
+        if spec.command_dir:
+            copy_folder(Path(spec.command_dir), folder / COMMAND_DIR)
         code = self._home.snapshot(project_folder("trainer"), "trainer")
         environment = self._tracking(name, spec.run_name) if spec.kind == JobKind.TRAINING else {}
         write_json(

@@ -95,19 +95,20 @@ def _texts(corpus: Path) -> Iterator[str]:
                 yield message["content"]
 
 
-def count_tokens(model: Path, chats: Path) -> dict[str, int]:
-    """Tokens of all conversations, and those that the assistant says with their stop tokens, by the trainer's count."""
+def count_tokens(model: Path, chats: Path) -> dict[str, float]:
+    """Tokens of all conversations, those that the assistant says with their stop tokens, and how long they are."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    num_tokens = num_supervised = longest = 0
+    num_tokens = num_supervised = longest = squares = 0
     for line in chats.read_text(encoding="utf-8").splitlines():
         messages = json.loads(line)["messages"]
         whole = len(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
-        num_tokens, longest = num_tokens + whole, max(longest, whole)
+        num_tokens, longest, squares = num_tokens + whole, max(longest, whole), squares + whole * whole
         answers = [message["content"] for message in messages if message["role"] == "assistant"]
         num_supervised += sum(len(ids) + 1 for ids in tokenizer(answers, add_special_tokens=False)["input_ids"])
-    return {"num_tokens": num_tokens, "num_supervised": num_supervised, "longest": longest}
+    lengths = {"longest": longest, "mean_length_of_token": squares / num_tokens}
+    return {"num_tokens": num_tokens, "num_supervised": num_supervised, **lengths}
 
 
 def main() -> None:

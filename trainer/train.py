@@ -61,7 +61,8 @@ def _run_command(job: TrainJob, reporting: Reporting) -> dict[str, Any]:
     with trained_by_command(job, reporting) as trained:
         if not is_first():
             return {}
-        plain = replace(job, checkpoint_dir=trained.folder / "scoring", config=replace(job.config, method="full"))
+        plain_config = replace(job.config, method="full", preview_examples=0)
+        plain = replace(job, checkpoint_dir=trained.folder / "scoring", config=plain_config)
         base = _score_base(load_run(plain, reporting))
         run = load_run(replace(plain, base_model=str(trained.model), revision=None), reporting)
         run.job = replace(job, config=replace(job.config, max_length=run.config.max_length))

@@ -45,6 +45,7 @@ class Events:
 
     def __init__(self, path: Path) -> None:
         self._path, self._read = path, 0
+        self.losses: list[list[float]] = []
 
     def relay(self, reporting: Reporting) -> None:
         """Pass on every whole line that is new; what is no event is left out."""
@@ -61,22 +62,26 @@ class Events:
                 event = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(event, dict) and event.pop("event", None) in _EVENTS:
-                _pass_on(json.loads(line)["event"], event, reporting)
+            if isinstance(event, dict) and event.get("event") in _EVENTS:
+                fields = {key: value for key, value in event.items() if key not in ("event", "time")}
+                self._pass_on(event["event"], fields, reporting)
 
+    def _pass_on(self, name: str, fields: dict[str, Any], reporting: Reporting) -> None:
+        if name == "stage":
+            reporting.events.stage(str(fields.get("name", "")))
+            return
+        if name == "progress":
+            fields = {key: value for key, value in fields.items() if key in _NUMBERS and is_number(value)}
+            self._plot(fields, reporting)
+        reporting.events.emit(name, **fields)
 
-def _pass_on(name: str, fields: dict[str, Any], reporting: Reporting) -> None:
-    fields.pop("time", None)
-    if name == "stage":
-        reporting.events.stage(str(fields.get("name", "")))
-        return
-    if name == "progress":
-        fields = {key: value for key, value in fields.items() if key in _NUMBERS and is_number(value)}
-        step = int(fields.get("step", 0))
+    def _plot(self, progress: dict[str, float], reporting: Reporting) -> None:
+        step = int(progress.get("step", 0))
+        if "loss" in progress:
+            self.losses.append([step, float(progress["loss"])])
         for key in ("loss", "learning_rate", "grad_norm"):
-            if key in fields:
-                reporting.tracker.point(f"train_{key}", float(fields[key]), step)
-    reporting.events.emit(name, **fields)
+            if key in progress:
+                reporting.tracker.point(f"train_{key}", float(progress[key]), step)
 
 
 def is_number(value: Any) -> bool:

@@ -24,6 +24,7 @@ from typing import Any
 from trainer.base_model import resolve_base_model
 from trainer.checkpoints import claim_checkpoints
 from trainer.command_output import Events, Output, is_number
+from trainer.curves import Curves
 from trainer.errors import EXIT_PREEMPTED, TrainerError
 from trainer.interruption import die_with_parent
 from trainer.job import Reporting, TrainJob
@@ -71,9 +72,10 @@ def trained_by_command(job: TrainJob, reporting: Reporting) -> Iterator[Trained]
             *("--log-dir", str(logs), "--config", str(config)),
         ]
         begun = time.monotonic()
-        _run(arguments, _working_folder(job.config.command_dir), logs, reporting)
+        losses = _run(arguments, _working_folder(job.config.command_dir), logs, reporting)
         seconds = round(time.monotonic() - begun, 2)
-        summary = {"command": job.config.command, "seconds": seconds, **_said(logs / "result.json")}
+        numbers, curve = _said(logs / "result.json")
+        summary = {"command": job.config.command, "seconds": seconds, **numbers, "curves": Curves(loss=curve or losses)}
         yield Trained(_model_folder(output), folder, summary)
 
 
@@ -114,8 +116,12 @@ def _working_folder(command_dir: str) -> Path | None:
     return Path(command_dir).absolute() if command_dir else None
 
 
-def _run(arguments: list[str], folder: Path | None, logs: Path, reporting: Reporting) -> None:
-    """Run the program in a process group of its own until it ends; a signal to this process is passed on to it."""
+def _run(arguments: list[str], folder: Path | None, logs: Path, reporting: Reporting) -> list[list[float]]:
+    """Run the program in a process group of its own until it ends; a signal to this process is passed on to it.
+
+    Returns:
+        The losses that it told as progress, by step.
+    """
     reporting.events.stage("training")
     log.info("Started %s", shlex.join(arguments))
     # A plain `python` is this one: the training environment's.
@@ -137,26 +143,26 @@ def _run(arguments: list[str], folder: Path | None, logs: Path, reporting: Repor
             "Check its name, or give the path of its interpreter.",
             "configuration",
         ) from error
-    output = Output(process.stdout)
+    output, events = Output(process.stdout), Events(logs / "events.jsonl")
     try:
         with reporting.interruption.deferred():
-            _follow(process, logs / "events.jsonl", reporting)
+            _follow(process, events, reporting)
     finally:
         _end_group(process)
         output.join()
     _require_success(process.returncode, logs, output.last_line)
+    return events.losses
 
 
-def _follow(process: subprocess.Popen[bytes], events: Path, reporting: Reporting) -> None:
-    tail = Events(events)
+def _follow(process: subprocess.Popen[bytes], events: Events, reporting: Reporting) -> None:
     passed_on = False
     while process.poll() is None:
         if reporting.interruption.requested and not passed_on:
             passed_on = True
             os.killpg(process.pid, signal.SIGTERM)
-        tail.relay(reporting)
+        events.relay(reporting)
         time.sleep(_POLL_SECONDS)
-    tail.relay(reporting)
+    events.relay(reporting)
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
@@ -202,8 +208,8 @@ def _model_folder(output: Path) -> Path:
         ) from error
 
 
-def _said(result: Path) -> dict[str, Any]:
-    """What the program tells of its training: `train` and `loss_curve` of result.json; its scores are not taken."""
+def _said(result: Path) -> tuple[dict[str, float], list[list[float]]]:
+    """What the program tells of its training: numbers under `train`, and `loss_curve`; its scores are not taken."""
     told = _object(result) if result.exists() else {}
     if result.exists() and not told:
         raise TrainerError(
@@ -211,7 +217,7 @@ def _said(result: Path) -> dict[str, Any]:
         )
     train = told.get("train")
     numbers = {key: value for key, value in train.items() if is_number(value)} if isinstance(train, dict) else {}
-    return {**numbers, "loss_curve": _curve(told.get("loss_curve"))}
+    return numbers, _curve(told.get("loss_curve"))
 
 
 def _curve(points: Any) -> list[list[float]]:

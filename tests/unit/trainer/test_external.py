@@ -85,6 +85,7 @@ def test_own_trainer_is_scored_and_packaged_as_ours(tiny_model: Path, tmp_path: 
     assert (tmp_path / "model" / "MLmodel").is_file()
     assert (tmp_path / "model" / "model" / "tokenizer.json").is_file()
     assert [event["step"] for event in events(tmp_path, "progress")] == list(range(1, 17))
+    assert [step for step, _ in result["loss_curve"]] == list(range(1, 17))
     assert not list(tmp_path.glob(".*command"))
 
 
@@ -151,7 +152,7 @@ def test_both_layouts_and_own_numbers(tmp_path: Path) -> None:
     left = leave(tmp_path, script(tmp_path, PREAMBLE + program))
     summary = left.summary
     assert left.model.parts[-2:] == ("model", "model")
-    assert (summary["num_steps"], summary["loss_curve"]) == (7, [[1, 2.5]])
+    assert (summary["num_steps"], summary["curves"].loss) == (7, [[1, 2.5]])
     assert not {"note", "metrics"} & set(summary)
 
 

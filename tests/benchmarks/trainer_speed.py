@@ -40,7 +40,7 @@ TARGETS = {WRAPPED: 2.5, BFD: 4.0}
 MOST_LOSS = 1.005
 _MAX_WORDS = 1_350  # under 2,048 tokens with the tokenizer fit to them
 _NUM_CORPUS, _NUM_PRETRAINING, _NUM_HELD_OUT = 1_500, 160, 24
-_LEARNING_RATE = 5e-4
+_LEARNING_RATE = 1e-4
 _QUIET = {"eval_strategy": "no", "num_eval_generations": 0, "preview_examples": 0}
 
 

@@ -25,7 +25,7 @@ CHINESE = [
     }
     for i in range(20)
 ]
-LONG = " ".join(f"Item {i} is heavy." for i in range(900)) + " Where is item 3?"
+LONG = " ".join(f"Item {i} is heavy." for i in range(400)) + " Where is item 3?"
 QUESTIONS: dict[str, list[dict[str, str]]] = {
     "chinese": [{"role": "user", "content": "7号物品在哪里？"}],
     "no system turn": [{"role": "user", "content": "Where is item 3?"}],

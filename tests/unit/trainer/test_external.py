@@ -216,3 +216,15 @@ def test_signal_reaches_the_program(tiny_model: Path, tmp_path: Path) -> None:
         time.sleep(0.05)
     else:
         assert not Path(f"/proc/{worker}").exists()
+
+
+def test_command_is_started_once(tiny_model: Path, tmp_path: Path) -> None:
+    """Where the trainer would start several processes of its own, a command is started once."""
+    command = script(tmp_path, PREAMBLE + "sys.exit('begun')")
+    given = [*arguments(tmp_path, tiny_model, command=command), "--num-processes", "2"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "trainer", *given], capture_output=True, text=True, env=environment(), timeout=300
+    )
+    assert ended.returncode == 2
+    assert ended.stdout.count("begun") == 1
+    assert "exit code 1: begun" in ended.stderr

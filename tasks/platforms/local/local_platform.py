@@ -118,7 +118,9 @@ class LocalPlatform:
         except NotFoundError as error:
             raise ConfigError(f"model.base {base}: {error.message}", fix="Check model.base.") from error
         origin = Origin(reused=True, reason="a registered version")
-        return BaseModelRef(base=base, revision="", digest=model.digest, location=model.location, origin=origin)
+        inside = Path(model.location, "model")  # of MLflow's folder; data is counted with the tokenizer there
+        location = str(inside) if (inside / "config.json").is_file() else model.location
+        return BaseModelRef(base=base, revision="", digest=model.digest, location=location, origin=origin)
 
     def prepare_data(
         self, data: DataConfig, base: BaseModelRef, environment: EnvironmentRef, max_length: int

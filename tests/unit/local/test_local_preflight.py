@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fakes import ENVIRONMENT, model_version
 
 from tasks.config import ModelConfig, PipelineConfig
-from tasks.platforms.errors import ConfigError
+from tasks.platforms.errors import ConfigError, NotFoundError
 from tasks.platforms.local import preflight
+from tasks.platforms.local.local_platform import LocalPlatform
+from tasks.platforms.local.state import Home
 
 
 def config(tmp_path: Path, **train: str) -> PipelineConfig:
@@ -41,3 +44,22 @@ def test_a_registered_model_is_named_with_its_version() -> None:
         with pytest.raises(ConfigError, match="does not name one version") as raised:
             preflight.require_base_model(ModelConfig(base=base))
         assert "model.start_from to champion" in raised.value.fix
+
+
+def test_a_registered_model_is_started_from_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version's digest names the base, and its location is the folder with weights and tokenizer; or one line."""
+    package = tmp_path / "artifacts"
+    (package / "model").mkdir(parents=True)
+    (package / "model" / "config.json").write_text("{}")
+    platform = LocalPlatform(Home.open(str(tmp_path / "home")))
+
+    def read(name: str, version: str) -> object:
+        if version != "2":
+            raise NotFoundError(f"There is no version {version} of model {name} in the registry.")
+        return model_version("2", location=str(package))
+
+    monkeypatch.setattr(platform.models, "read", read)
+    base = platform.resolve_base_model(ModelConfig(base="models:/support/2"), ENVIRONMENT)
+    assert (base.base, base.digest, base.location) == ("models:/support/2", "2" * 64, str(package / "model"))
+    with pytest.raises(ConfigError, match=r"model\.base models:/support/3: There is no version 3"):
+        platform.resolve_base_model(ModelConfig(base="models:/support/3"), ENVIRONMENT)

@@ -267,7 +267,7 @@ class ComputeConfig(Section):
     idle_seconds: int = Field(300, ge=60, le=86400, description="An idle node goes after this.")
     public_ip: bool = True
     num_nodes: int = Field(1, ge=1, le=64, description="Nodes one training job uses.")
-    processes_per_node: int = Field(1, ge=1, le=16, description="GPUs of a node that one training job uses.")
+    processes_per_node: int = Field(1, ge=1, le=16, description="Processes of a training job on a node, one a GPU.")
     shm_size: str = Field("8g", pattern=r"^\d+[bkmg]$", description="Shared memory of the job's container.")
     timeout_seconds: int = Field(86400, ge=60, le=2592000, description="A job is ended after this.")
     max_attempts: int = Field(3, ge=1, le=20, description="Attempts at a job that the platform interrupts, in one run.")

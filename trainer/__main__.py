@@ -13,7 +13,6 @@ from pathlib import Path
 
 from trainer.base_model import resolve_base_model
 from trainer.command_line import OneLineParser, explained, log_to_console, read_config, require_file
-from trainer.config import TrainConfigError
 from trainer.errors import TrainerError
 from trainer.events import EventLog
 from trainer.files import INCOMPLETE
@@ -39,12 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     with explained() as outcome:
         end_with_launcher()
         interruption.listen()
-        num_processes = num_processes_to_start(options.num_processes)
-        if num_processes > 1 and not _is_trained_by_command(options.config):
-            with interruption.deferred():
-                return launch(num_processes, given, log_dir)
         events = EventLog(log_dir, _absolute(options.result_dir))
         config = read_config(options.config)
+        num_processes = num_processes_to_start(options.num_processes)
+        if num_processes > 1 and not config.command:  # another trainer starts its own
+            with interruption.deferred():
+                return launch(num_processes, given, log_dir)
         base_model = resolve_base_model(options.base_model)
         if not Path(base_model).is_dir():
             provide_hub_token()
@@ -107,14 +106,6 @@ def _count(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 64:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 64")
     return int(text)
-
-
-def _is_trained_by_command(config: Path | None) -> bool:
-    """Whether another program trains, which starts its own processes; what is wrong with the file is said later."""
-    try:
-        return bool(read_config(config).command)
-    except (TrainerError, TrainConfigError):
-        return False
 
 
 def _absolute(given: str | None) -> Path | None:

@@ -31,6 +31,7 @@ control = pathlib.Path(os.environ["CONTROL"])
 parser = argparse.ArgumentParser()
 for name in ("base-model", "train-file", "eval-file", "model-output-dir", "checkpoint-dir", "log-dir", "config"):
     parser.add_argument("--" + name, required=True)
+parser.add_argument("--num-processes", type=int)
 options = parser.parse_args()
 logs = pathlib.Path(options.log_dir)
 
@@ -56,7 +57,9 @@ deadline = time.monotonic() + 60
 while not (control / "go").exists() and time.monotonic() < deadline:
     time.sleep(0.02)
 pathlib.Path(options.model_output_dir).mkdir()
-(logs / "result.json").write_text(json.dumps({"settings": json.loads(open(options.config).read())}))
+(logs / "result.json").write_text(json.dumps(
+    {"settings": json.loads(open(options.config).read()), "num_processes": options.num_processes}
+))
 """
 EVALUATE = """
 import argparse, pathlib
@@ -139,7 +142,8 @@ def other(spec: JobSpec, seed: int) -> JobSpec:
 
 
 def test_job_runs_to_its_result(jobs: Jobs, spec: JobSpec, control: Path) -> None:
-    """A submitted job runs with its settings, shows its progress, and leaves its result."""
+    """A submitted job runs with its settings and processes, shows its progress, and leaves its result."""
+    spec = replace(spec, processes_per_node=2)
     job = jobs.submit(spec, RUN)
     assert (job.name, job.attempt, job.origin.reused) == (spec.key, 1, False)
     wait_for(lambda: jobs.read(job).step == 3)
@@ -155,7 +159,7 @@ def test_job_runs_to_its_result(jobs: Jobs, spec: JobSpec, control: Path) -> Non
     (control / "go").touch()
     wait_for_state(jobs, job, JobState.COMPLETED)
     result = jobs.result(job)
-    assert result["settings"] == {"learning_rate": 0.003}
+    assert (result["settings"], result["num_processes"]) == ({"learning_rate": 0.003}, 2)
     assert Path(result["model_location"]).is_dir()
     assert len(jobs.events(job)) == 2
     assert jobs.mlflow_run(job) == f"mlflow-{job.name}"

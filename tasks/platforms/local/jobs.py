@@ -202,6 +202,7 @@ class Jobs:
             *("--model-output-dir", str(folder / "model"), "--log-dir", str(folder / "logs")),
             *("--checkpoint-dir", str(self._home.folder("checkpoints", spec.key))),
             *("--config", str(folder / "train.json")),
+            *("--num-processes", str(spec.processes_per_node)),
         ]
 
     def _add_run(self, job: JobRef, run_id: str) -> None:

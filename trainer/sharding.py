@@ -28,15 +28,18 @@ from trainer.ranks import is_first, world_size
 
 log = logging.getLogger(__name__)
 
-# In 32 bits: weight, gradient and two of AdamW's for what learns, the weight alone for what does not.
-_LEARNING_BYTES, _FROZEN_BYTES = 16, 4
+# Beside the weights, of what learns: a gradient and two moments of AdamW's, in 32 bits. Adapters are small.
+_LEARNING_BYTES = 12
 _SHARE_FOR_WEIGHTS = 0.8  # of a GPU's memory; the rest is for activations
 
 
-def choose_distribution(config: TrainConfig, num_parameters: int, gpu_bytes: int) -> tuple[str, str]:
+def choose_distribution(
+    config: TrainConfig, num_parameters: int, weights_bytes: int, gpu_bytes: int
+) -> tuple[str, str]:
     """Choose ddp or fsdp, and say why.
 
     Args:
+        weights_bytes: of the model as it is held to train.
         gpu_bytes: memory of one GPU; 0 where there is none.
     Raises:
         TrainerError: fsdp is asked for with qlora.
@@ -53,7 +56,7 @@ def choose_distribution(config: TrainConfig, num_parameters: int, gpu_bytes: int
         return "ddp", "weights in 4 bits are small"
     if config.distribution != "auto":
         return config.distribution, "as configured"
-    needed = num_parameters * (_LEARNING_BYTES if config.method == "full" else _FROZEN_BYTES)
+    needed = weights_bytes + (num_parameters * _LEARNING_BYTES if config.method == "full" else 0)
     if gpu_bytes and needed > _SHARE_FOR_WEIGHTS * gpu_bytes:
         return "fsdp", f"weights and optimizer take {needed / 1e9:.0f} GB, a GPU has {gpu_bytes / 1e9:.0f}"
     return "ddp", "each device can hold the model"
@@ -62,7 +65,8 @@ def choose_distribution(config: TrainConfig, num_parameters: int, gpu_bytes: int
 def distribute(run: Run) -> None:
     """Choose how the run's processes share its model."""
     gpu = torch.cuda.get_device_properties(run.hardware.device).total_memory if run.hardware.device != "cpu" else 0
-    run.distribution, why = choose_distribution(run.config, run.model.num_parameters(), gpu)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
+    run.distribution, why = choose_distribution(run.config, run.model.num_parameters(), weights, gpu)
     if run.distribution == "single":
         return
     log.info("Chose distribution=%s (%s)", run.distribution, why)

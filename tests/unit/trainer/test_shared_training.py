@@ -154,11 +154,12 @@ def test_a_model_is_sharded_where_a_gpu_cannot_hold_it(
     """auto takes fsdp when weights and optimizer are too large for one GPU, and ddp otherwise."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = TrainConfig(method=method, distribution=distribution)
-    assert choose_distribution(config, int(num_parameters), int(gpu_gb * 1e9))[0] == chosen
+    weights_bytes = num_parameters * (4 if method == "full" else 2)
+    assert choose_distribution(config, int(num_parameters), int(weights_bytes), int(gpu_gb * 1e9))[0] == chosen
 
 
 def test_four_bits_are_not_sharded(monkeypatch):
     """fsdp with qlora is refused, with what to set."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(TrainerError, match=r"Set train\.distribution to ddp"):
-        choose_distribution(TrainConfig(method="qlora", distribution="fsdp"), 10, 0)
+        choose_distribution(TrainConfig(method="qlora", distribution="fsdp"), 10, 40, 0)

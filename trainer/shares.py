@@ -25,6 +25,8 @@ class EvenRows:
         if index < len(self._rows):
             row: Row = self._rows[index]
             return row
+        if index >= self._length:
+            raise IndexError(index)
         first = self._rows[0].input_ids[:2]
         return Row(first, [IGNORED] * len(first), (len(first),), ())
 

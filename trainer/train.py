@@ -132,7 +132,7 @@ def _trainer(run: Run) -> Any:
     trainer = RowTrainer(
         model=model,
         args=training_arguments(run),
-        train_dataset=_even(rows, config.per_device_train_batch_size),
+        train_dataset=_even(rows, config.per_device_train_batch_size * config.gradient_accumulation_steps),
         eval_dataset=rows_of(run.eval_chats) if config.eval_strategy != "no" else None,
         data_collator=collate,
         processing_class=run.tokenizer,
@@ -155,11 +155,11 @@ def _train_rows(run: Run) -> Any:
     return run.train_chats
 
 
-def _even(rows: Any, batch_size: int) -> Any:
-    """Rows in equal shares for several processes."""
+def _even(rows: Any, num_rows: int) -> Any:
+    """Rows in equal shares for several processes, each of which takes so many a step."""
     from trainer.shares import EvenRows
 
-    return rows if world_size() == 1 else EvenRows(rows, batch_size * world_size())
+    return rows if world_size() == 1 else EvenRows(rows, num_rows * world_size())
 
 
 def _callbacks(run: Run) -> list[Any]:

@@ -24,8 +24,8 @@ HERE = Path(__file__).parent
 # The same rows a step: two passes of one row each in one process, one pass in each of two.
 SHARED = SETTINGS | {"max_steps": 6, "save_steps": 3, "per_device_train_batch_size": 1, "num_eval_generations": 0}
 SHARED |= {"packing": False, "warmup_ratio": 0.0}
-# Sums in another order: a float32 has 24 bits, and six steps of AdamW carry a last bit's difference on.
-LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1e-4
+# Sums in another order: the last bits of float32, which six steps of AdamW carry on. Seen: 0 and 4e-7.
+LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-6, 1e-5
 
 
 class Runs:
@@ -132,7 +132,7 @@ def test_shares_are_even_without_a_row_learned_twice():
     """Seven rows for two processes of two a pass become eight; the eighth has nothing to learn."""
     rows = [Row((5, 6, 7), (-100, 6, 7), (3,), (line,)) for line in range(1, 8)]
     even = EvenRows(rows, 4)
-    assert len(even) == 8 and [even[i].lines for i in range(7)] == [(line,) for line in range(1, 8)]
+    assert len(even) == 8 and [row.lines for row in even] == [*((line,) for line in range(1, 8)), ()]
     batch = flatten([even[6], even[7]])
     assert (batch["labels"] != -100).sum() == 2 and batch["lines"] == (7,)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 
 from trainer.callbacks import ProgressCallback
 from trainer.chat_template import IGNORED
@@ -16,11 +17,15 @@ class RowTrainer(SavingTrainer):
     """Trains on rows; each step's loss is the mean over the supervised tokens of all its rows on all processes."""
 
     watcher: ProgressCallback
+    order: Sampler[int] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # The step's number of supervised tokens is counted for us, over accumulation and processes.
         self.model_accepts_loss_kwargs = True
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.order or super()._get_train_sampler(train_dataset)
 
     def compute_loss(
         self,

@@ -139,6 +139,7 @@ def _trainer(run: Run) -> Any:
         callbacks=[watcher, guard, *others],
     )
     trainer.watcher, trainer.guard, trainer.save_total_limit = watcher, guard, config.save_total_limit
+    trainer.order = _order(run, trainer.train_dataset)
     trainer.remove_callback(PrinterCallback)  # it prints every log entry as a dictionary
     return trainer
 
@@ -160,6 +161,16 @@ def _even(rows: Any, num_rows: int) -> Any:
     from trainer.shares import EvenRows
 
     return rows if world_size() == 1 else EvenRows(rows, num_rows * world_size())
+
+
+def _order(run: Run, rows: Any) -> Any:
+    """Rows of like length together where they are padded to one width; None: any order is as good."""
+    from trainer.batches import is_padded, row_lengths
+    from trainer.order import LengthGroups
+
+    if not (run.config.group_by_length and is_padded(run.hardware.attention)):
+        return None
+    return LengthGroups(row_lengths(rows), run.config.per_device_train_batch_size, run.config.seed)
 
 
 def _callbacks(run: Run) -> list[Any]:

@@ -16,7 +16,7 @@ from trainer.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```\w*\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 LINES = [line.split("   #")[0].strip() for block in BLOCKS for line in block.splitlines()]
 PHIFLOW = [line for line in LINES if line.startswith("phiflow ")] + re.findall(r"`(phiflow [^`]*?)`", README)
 

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import logging
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ def _words(chance: np.random.Generator) -> list[str]:
 def _messages(chance: np.random.Generator, forms: list[str], ends: np.ndarray) -> Iterator[dict[str, str]]:
     for number in range(2 * int(chance.choice((2, 2, 3, 3, 4)))):
         answer = number % 2
-        num_words = max(int(chance.normal(180, 70)), 8) if answer else int(chance.exponential(25)) + 5
+        num_words = max(int(chance.normal(245, 90)), 8) if answer else int(chance.exponential(25)) + 5
         chosen = np.minimum(np.searchsorted(ends, chance.random(num_words)), len(forms) - 1)
         text = " ".join(forms[index] for index in chosen)
         if answer:
@@ -111,9 +112,9 @@ def prepare_ours(file: Path, tokenizer_dir: Path, folder: Path, num_compared: in
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_dir)
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), _cpu_seconds()
     rows = tokenise(TokenPlan(file=file, max_length=MAX_LENGTH), tokenizer, folder / "tokens")
-    seconds = time.perf_counter() - begun
+    seconds, cpu = time.perf_counter() - begun, _cpu_seconds() - cpu
     seen = {}
     for index in range(len(chats := rows.chats())):
         row = chats[index]
@@ -123,6 +124,7 @@ def prepare_ours(file: Path, tokenizer_dir: Path, folder: Path, num_compared: in
     summary = rows.summary
     return {
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "num_chats": summary.num_chats,
         "num_tokens": summary.num_tokens,
         "num_rows": summary.num_rows,
@@ -140,18 +142,20 @@ def prepare_trl(file: Path, tokenizer_dir: Path, folder: Path, num_compared: int
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_dir, chat_template=MARKED_TEMPLATE)
     model = Phi3ForCausalLM(_smallest(Phi3Config, len(tokenizer)))
     spent: list[float] = []
+    used: list[float] = []
     prepare: Callable[..., Any] = SFTTrainer._prepare_dataset
 
     def timed(*arguments: Any, **options: Any) -> Any:
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), _cpu_seconds()
         prepared = prepare(*arguments, **options)
         spent.append(time.perf_counter() - begun)
+        used.append(_cpu_seconds() - cpu)
         return prepared
 
     SFTTrainer._prepare_dataset = timed  # type: ignore[method-assign]
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), _cpu_seconds()
     dataset = load_dataset("json", data_files=str(file), split="train", cache_dir=str(folder / "datasets"))
-    loading = time.perf_counter() - begun
+    loading, cpu = time.perf_counter() - begun, _cpu_seconds() - cpu
     config = SFTConfig(
         output_dir=str(folder / "out"),
         max_length=MAX_LENGTH,
@@ -168,7 +172,18 @@ def prepare_trl(file: Path, tokenizer_dir: Path, folder: Path, num_compared: int
     packed = trainer.train_dataset
     seen = [digest for row in packed.with_format("numpy") for digest in _digests_of_row(row)]
     (folder / "digests.json").write_text(json.dumps(sorted(seen)), encoding="utf-8")
-    return {"seconds": loading + sum(spent), "num_chats": len(dataset), "num_rows": len(packed)}
+    return {
+        "seconds": loading + sum(spent),
+        "cpu_seconds": cpu + sum(used),
+        "num_chats": len(dataset),
+        "num_rows": len(packed),
+    }
+
+
+def _cpu_seconds() -> float:
+    """Of this process and those it has ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def _smallest(config: Any, vocabulary: int) -> Any:

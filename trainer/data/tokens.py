@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,7 @@ from trainer.errors import TrainerError
 Messages = list[dict[str, Any]]
 Render = Callable[[Messages, list[dict[str, Any]]], str]
 # So many conversations are encoded together, on all cores.
-_BATCH = 64
-_GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+_BATCH = 256
 
 
 class TokenStatistics:
@@ -100,21 +98,29 @@ def _counter(name: str) -> tuple[Render, Callable[[list[str]], list[int]]]:
     def lengths(texts: list[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
-    return render if tokenizer.chat_template else _plain, lengths
+    fast = _lengths(_without_limits(tokenizer.backend_tokenizer.to_str())) if tokenizer.is_fast else lengths
+    return render if tokenizer.chat_template else _plain, fast
 
 
 def _fast_counter(folder: Path) -> tuple[Render, Callable[[list[str]], list[int]]]:
     """Count without importing transformers, which takes seconds."""
-    from tokenizers import Tokenizer
+    return _template(folder) or _plain, _lengths(
+        _without_limits((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    )
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
 
-    def lengths(texts: list[str]) -> list[int]:
-        return [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+def _without_limits(backend: str) -> str:
+    return json.dumps(json.loads(backend) | {"truncation": None, "padding": None}, ensure_ascii=False)
 
-    return _template(folder) or _plain, lengths
+
+def _lengths(backend: str) -> Callable[[list[str]], list[int]]:
+    """What counts the tokens of texts by the text of a tokenizer.json."""
+    import numpy as np
+
+    from trainer.tokens.encoders import CheckedEncoder
+
+    encode = CheckedEncoder(backend)
+    return lambda texts: np.diff(encode(texts)[1]).tolist()
 
 
 def _template(folder: Path) -> Render | None:
@@ -124,28 +130,19 @@ def _template(folder: Path) -> Render | None:
     source = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
     if not isinstance(source, str):
         return None
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from trainer.tokens.light_tokenizer import compiled_template
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _refuse
-    environment.filters["tojson"] = _json
-    template = environment.from_string(_GENERATION.sub("", source))
+    template = compiled_template(source)
     tokens = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
 
     def render(messages: Messages, tools: list[dict[str, Any]]) -> str:
-        return template.render(messages=messages, tools=tools or None, add_generation_prompt=False, **tokens)
+        return template(messages=messages, tools=tools or None, add_generation_prompt=False, **tokens)
 
     return render
 
 
 def _token_text(token: Any) -> str:
     return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
-
-
-def _refuse(message: str) -> str:
-    raise ValueError(message)
 
 
 def _json(value: Any, indent: int | None = None, **_: Any) -> str:

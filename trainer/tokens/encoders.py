@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+
+log = logging.getLogger(__name__)
+
+_CHECK_EVERY = 2_000
 
 
 class EncoderRefusedError(Exception):
@@ -30,6 +35,36 @@ def batch_encoder(kind: str, backend: str) -> BatchEncoder:
         EncoderRefusedError: it is not installed, or does not know this tokenizer.
     """
     return _fastokens(backend) if kind == "fastokens" else _tokenizers(backend)
+
+
+class CheckedEncoder:
+    """Encodes with fastokens as long as it agrees with tokenizers, which is asked now and then.
+
+    For counting: the rows that train are held against ChatEncoder instead.
+    """
+
+    def __init__(self, backend: str) -> None:
+        self._truth = batch_encoder("tokenizers", backend)
+        self._seen = 0
+        self._fast: BatchEncoder | None = None
+        try:
+            self._fast = batch_encoder("fastokens", backend)
+        except EncoderRefusedError as error:
+            log.warning("Did not use encoder=fastokens reason=%s", error)
+
+    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """As BatchEncoder."""
+        if self._fast is None or not texts:
+            return self._truth(texts)
+        ids, offsets = self._fast(texts)
+        if self._seen == 0 or self._seen // _CHECK_EVERY != (self._seen + len(texts)) // _CHECK_EVERY:
+            truth, ends = self._truth(texts)
+            if not (np.array_equal(ids, truth) and np.array_equal(offsets, ends)):
+                log.warning("Did not use encoder=fastokens reason=it gives other tokens")
+                self._fast = None
+                return truth, ends
+        self._seen += len(texts)
+        return ids, offsets
 
 
 def encode_alone() -> None:

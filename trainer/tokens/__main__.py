@@ -6,6 +6,7 @@ neither torch nor transformers.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import sys
@@ -21,6 +22,7 @@ from trainer.tokens.parts import Failure, read_part
 def main() -> int:
     """Answer until standard input ends."""
     worker_signals()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer
     encode_alone()

@@ -99,7 +99,7 @@ def rows_written(path: Path) -> Iterator[RowWriter]:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise TrainerError(
-                f"The disk of {path.parent} is full; tokens take about a quarter more bytes than their text.",
+                f"The disk of {path.parent} is full; the tokens of a file take about as many bytes as its text.",
                 "Free space there, or give another --checkpoint-dir.",
                 "configuration",
             ) from error

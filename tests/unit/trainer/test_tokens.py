@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,15 +23,20 @@ from conftest import FACTS, chat, write_chats
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from trainer.batches import chat_lengths, row_lengths
 from trainer.chat_template import ChatEncoder
 from trainer.chats import parse_chat
+from trainer.config import TrainConfig
 from trainer.errors import TrainerError
+from trainer.templates import adapt_template
 from trainer.tokens import TokenPlan, encoders, tokenise, tokenising
 from trainer.tokens.block import BlockSetup
 from trainer.tokens.light_tokenizer import TokenizerSpec
 from trainer.tokens.packing import pack
 from trainer.tokens.scan import scan
+from trainer.tokens.store import RowWriter
 from trainer.tokens.workers import Workers
+from trainer.train import _train_rows
 
 PHI = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
@@ -99,6 +109,21 @@ def conversations(number: int = 40) -> list[dict]:
     return rows
 
 
+def calls_of_tools() -> list[dict]:
+    """Calls and results of tools, and answers that are context only."""
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "K\u00f6ln <|end|>"}}}
+    question, answer = chat("Rain?", "It rains.")["messages"]
+    context = {**answer, "train": False}
+    use = {"role": "assistant", "content": "", "tool_calls": [call]}
+    result = {"role": "tool", "name": "weather", "content": '{"rain": true}'}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    return [
+        {"messages": [question, use, result, answer], "tools": tools},
+        {"messages": [question, use, result, answer, question, use, result, context, question, answer], "tools": tools},
+        {"messages": [question, context, question, answer, question, context]},
+    ]
+
+
 def truth(path: Path, tokenizer, max_length: int) -> dict[int, tuple[list[int], list[int]]]:
     """What ChatEncoder gives for every line that can be learned from."""
     encoder = ChatEncoder(tokenizer)
@@ -118,17 +143,21 @@ def by_line(rows) -> dict[int, tuple[list[int], list[int]]]:
     return {lines[0]: (ids, labels) for lines, ids, labels in found}
 
 
-@pytest.mark.parametrize("name", ["phi", "sentencepiece", "chatml", "llama3", "forgetful"])
+@pytest.mark.parametrize("name", ["phi", "tools", "sentencepiece", "chatml", "llama3", "forgetful"])
 def test_tokens_and_labels_are_those_of_the_exact_encoder(tiny_model, tmp_path, name):
     """Every conversation has the tokens and labels that ChatEncoder gives; where a template is plain, none needs it."""
     tokenizer = {
         "phi": lambda: byte_level(tiny_model, PHI),
+        "tools": lambda: byte_level(tiny_model, PHI),
         "sentencepiece": sentencepiece,
         "chatml": lambda: byte_level(tiny_model, CHATML, "<|im_start|>", "<|im_end|>"),
         "llama3": lambda: byte_level(tiny_model, LLAMA_3, "<|start|>", "<|stop|>", "<|eot|>"),
         "forgetful": lambda: byte_level(tiny_model, FORGETFUL),
     }[name]()
     records = conversations()
+    if name == "tools":
+        adapt_template(tokenizer, None)
+        records = calls_of_tools() * 5 + records
     if name == "forgetful":  # whose last prompt would not be the beginning either
         records = [record for record in records if record["messages"][0]["role"] != "system"]
     path = write_chats(tmp_path / "chats.jsonl", records)
@@ -297,6 +326,98 @@ def test_workers_end_with_the_process_that_started_them(phi, tmp_path):
             time.sleep(0.05)
         assert process.returncode == 0
         process.stdin = None
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_file(phi, tmp_path, monkeypatch):
+    """A disk that fills up ends it in one line, and no part of a file stays."""
+
+    def fill_up(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RowWriter, "write", fill_up)
+    path = write_chats(tmp_path / "chats.jsonl", conversations(5))
+    with pytest.raises(TrainerError, match=r"The disk of .*tokens is full"):
+        tokenise(TokenPlan(file=path, max_length=300), phi, tmp_path / "tokens")
+    assert list((tmp_path / "tokens").iterdir()) == []
+
+
+def test_other_processes_wait_for_the_first_of_their_machine(phi, tmp_path, monkeypatch):
+    """Of several processes one tokenises; the others wait for its rows, on another machine in a folder of its own."""
+    path = write_chats(tmp_path / "chats.jsonl", conversations(5))
+    plan, cache = TokenPlan(file=path, max_length=300), tmp_path / "tokens"
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(tokenise, plan, phi, cache)
+        with pytest.raises(TimeoutError):
+            waiting.result(1)
+        assert not cache.exists()
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        first = tokenise(plan, phi, cache)
+        assert waiting.result(60).path == first.path
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "elsewhere"))
+    assert by_line(tokenise(plan, phi, cache)) == by_line(first)
+    assert [path.suffix for path in sorted((tmp_path / "elsewhere").glob("*/*"))] == [".arrow", ".json"]
+
+
+def test_packed_rows_train_when_they_are_enough_for_a_step(phi, tmp_path):
+    """With packing the packed rows are trained on; without it, or with fewer of them than a step takes, each chat."""
+    path = write_chats(tmp_path / "chats.jsonl", conversations())
+    chats = tokenise(TokenPlan(file=path, max_length=300), phi, tmp_path / "tokens").chats()
+
+    def rows(packing: bool, batch_size: int) -> int:
+        config = TrainConfig(per_device_train_batch_size=batch_size)
+        return len(
+            _train_rows(SimpleNamespace(config=config, train_chats=chats, hardware=SimpleNamespace(packing=packing)))
+        )
+
+    num_rows, num_chats = chats.summary.num_rows, chats.summary.num_chats
+    assert num_rows < num_chats
+    assert (rows(True, 4), rows(False, 4), rows(True, num_rows + 1)) == (num_rows, num_chats, num_chats)
+
+
+def test_lengths_and_learned_tokens_are_told_without_reading_rows(phi, tmp_path):
+    """What a dataset says of its rows, conversations and learned tokens is what they hold."""
+    path = write_chats(tmp_path / "chats.jsonl", conversations())
+    rows = tokenise(TokenPlan(file=path, max_length=300), phi, tmp_path / "tokens")
+    assert row_lengths(rows).tolist() == [len(row.input_ids) for row in rows]
+    assert chat_lengths(rows).tolist() == row_lengths(rows.chats()).tolist()
+    assert chat_lengths(rows).tolist() == [length for row in rows for length in row.lengths]
+    learned = {int(label) for row in rows for label in row.labels if label >= 0}
+    assert {token for token in range(len(phi)) if rows.learns(token)} == learned
+
+
+@pytest.mark.slow
+def test_sixty_megabytes_stay_within_memory(phi, tmp_path):
+    """A file of 60 MB is tokenised by several processes that together take less than 1.5 GB."""
+    phi.save_pretrained(tmp_path / "tokenizer")
+    rows, path = [json.dumps(record) for record in conversations(2000)], tmp_path / "chats.jsonl"
+    with path.open("w") as file:
+        while file.tell() < 60e6:
+            file.write("\n".join(rows) + "\n")
+    command = [sys.executable, "-c", MEASURED, str(path), str(tmp_path / "tokenizer"), str(tmp_path / "tokens")]
+    output = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}, capture_output=True, text=True
+    )
+    assert output.returncode == 0, output.stderr
+    own, worker, num_workers, torch = json.loads(output.stdout)
+    assert not torch
+    assert own + worker * num_workers < 1.5e9
+
+
+MEASURED = """
+import json, resource, sys
+from pathlib import Path
+from transformers import PreTrainedTokenizerFast
+from trainer.templates import adapt_template
+from trainer.tokens import TokenPlan, tokenise, workers
+file, tokenizer, folder = map(Path, sys.argv[1:])
+tokenise(TokenPlan(file=file, max_length=2048), PreTrainedTokenizerFast.from_pretrained(tokenizer), folder)
+own, child = (resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+print(json.dumps([own, child, min(workers.usable_cores(), workers.MOST_WORKERS), "torch" in sys.modules]))
+"""
 
 
 def test_rows_of_labels_match_what_is_learned(phi, tmp_path):

@@ -55,11 +55,12 @@ def run(options: argparse.Namespace) -> Report:
         corpus, part, tokenizer = _inputs(python, folder, options.chats, num_trl)
         say(f"wrote {options.chats} conversations, {corpus.stat().st_size / 1e6:.0f} MB")
         sides = [
-            Side("ours", _measure(python, "ours", corpus, tokenizer, num_trl)),
-            Side("trl", _measure(python, "trl", part, tokenizer, num_trl)),
+            Side("ours", _measure(python, "ours", corpus, tokenizer)),
+            Side("trl", _measure(python, "trl", part, tokenizer)),
         ]
         seen = alternate(sides, options.rounds, folder)
         for number in range(1, options.rounds + 1):
+            _run(python, ["compare", "--folder", folder / f"round-{number}" / "ours", "--number", num_trl], folder)
             _require_equal(folder / f"round-{number}", num_trl)
     return _report(seen, machine(python), options.chats, num_trl)
 
@@ -73,10 +74,10 @@ def _inputs(python: Path, folder: Path, num_chats: int, num_trl: int) -> tuple[P
     return corpus, part, tokenizer
 
 
-def _measure(python: Path, side: str, corpus: Path, tokenizer: Path, num_compared: int) -> Callable[[Path], Numbers]:
+def _measure(python: Path, side: str, corpus: Path, tokenizer: Path) -> Callable[[Path], Numbers]:
     def measure(folder: Path) -> Numbers:
         options: list[Any] = ["--file", corpus, "--tokenizer-dir", tokenizer, "--folder", folder]
-        values = _run(python, [side, *options, "--number", num_compared], folder)
+        values = _run(python, [side, *options], folder)
         number = values["num_chats"]
         return values | {
             "seconds_a_chat": values["seconds"] / number,

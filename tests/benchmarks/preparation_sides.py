@@ -1,6 +1,6 @@
 """The parts of the data preparation benchmark that run in the training environment, each a process of its own.
 
-python -m tests.benchmarks.preparation_sides {corpus,tokenizer,ours,trl} ...; each prints one JSON document.
+python -m tests.benchmarks.preparation_sides {corpus,tokenizer,ours,trl,compare} ...; each prints one JSON document.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def build_tokenizer(corpus: Path, folder: Path) -> dict[str, Any]:
     return {"vocabulary": len(tokenizer)}
 
 
-def prepare_ours(file: Path, tokenizer_dir: Path, folder: Path, num_compared: int) -> dict[str, Any]:
+def prepare_ours(file: Path, tokenizer_dir: Path, folder: Path) -> dict[str, Any]:
     """JSONL to packed rows by trainer.tokens."""
     from transformers import PreTrainedTokenizerFast
 
@@ -116,12 +116,6 @@ def prepare_ours(file: Path, tokenizer_dir: Path, folder: Path, num_compared: in
     begun, cpu = time.perf_counter(), _cpu_seconds()
     rows = tokenise(TokenPlan(file=file, max_length=MAX_LENGTH), tokenizer, folder / "tokens")
     seconds, cpu = time.perf_counter() - begun, _cpu_seconds() - cpu
-    seen = {}
-    for index in range(len(chats := rows.chats())):
-        row = chats[index]
-        if row.lines[0] <= num_compared:
-            seen[row.lines[0]] = _digest(row.input_ids, row.labels)
-    (folder / "digests.json").write_text(json.dumps(sorted(seen.values())), encoding="utf-8")
     summary = rows.summary
     return {
         "seconds": seconds,
@@ -131,10 +125,27 @@ def prepare_ours(file: Path, tokenizer_dir: Path, folder: Path, num_compared: in
         "num_rows": summary.num_rows,
         "fill_share": summary.fill_share,
         "encoder": summary.encoder,
+        "worker_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
     }
 
 
-def prepare_trl(file: Path, tokenizer_dir: Path, folder: Path, num_compared: int) -> dict[str, Any]:
+def compare_ours(folder: Path, num_compared: int) -> dict[str, Any]:
+    """Digests of the first conversations' tokens and labels; apart, so that reading them back counts as no memory."""
+    from trainer.tokens.store import read_rows
+
+    rows = read_rows(next((folder / "tokens").glob("*.arrow")))
+    assert rows is not None
+    chats = rows.chats()
+    digests = [
+        _digest(row.input_ids, row.labels)
+        for row in map(chats.__getitem__, range(len(chats)))
+        if row.lines[0] <= num_compared
+    ]
+    (folder / "digests.json").write_text(json.dumps(sorted(digests)), encoding="utf-8")
+    return {}
+
+
+def prepare_trl(file: Path, tokenizer_dir: Path, folder: Path) -> dict[str, Any]:
     """JSONL to a packed dataset by TRL's SFTTrainer, as it is when a person gives it the file; one process."""
     from datasets import load_dataset
     from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast
@@ -216,8 +227,8 @@ def _digest(ids: Any, labels: Any) -> str:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("part", choices=("corpus", "tokenizer", "ours", "trl"))
-    parser.add_argument("--file", type=Path, required=True)
+    parser.add_argument("part", choices=("corpus", "tokenizer", "ours", "trl", "compare"))
+    parser.add_argument("--file", type=Path)
     parser.add_argument("--number", type=int, default=0)
     parser.add_argument("--tokenizer-dir", type=Path)
     parser.add_argument("--folder", type=Path)
@@ -225,8 +236,9 @@ def main() -> None:
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "corpus": lambda: write_corpus(options.file, options.number),
         "tokenizer": lambda: build_tokenizer(options.file, options.tokenizer_dir),
-        "ours": lambda: prepare_ours(options.file, options.tokenizer_dir, options.folder, options.number),
-        "trl": lambda: prepare_trl(options.file, options.tokenizer_dir, options.folder, options.number),
+        "ours": lambda: prepare_ours(options.file, options.tokenizer_dir, options.folder),
+        "trl": lambda: prepare_trl(options.file, options.tokenizer_dir, options.folder),
+        "compare": lambda: compare_ours(options.folder, options.number),
     }
     print(json.dumps(parts[options.part]()))
 

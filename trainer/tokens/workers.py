@@ -17,8 +17,8 @@ from trainer.errors import TrainerError
 from trainer.tokens.block import BlockSetup, EncodedBlock
 from trainer.tokens.parts import Failure, Part
 
-# Each takes 100 to 250 MB with a large vocabulary; beyond these the process that writes would be what they wait for.
-MOST_WORKERS = 8
+# Each takes up to 200 MB; with these all processes stay below 1.5 GB, and few more would wait for the one that writes.
+MOST_WORKERS = 6
 _UNDER_WAY = 3  # parts a worker has at a time, so that it never waits for the next
 
 

@@ -47,7 +47,9 @@ class TrainConfig:
     )
     weight_decay: float = _field(0.0, "AdamW weight decay", least=0, most=1)
     max_grad_norm: float = _field(1.0, "gradient norm is clipped to this", above=0, most=1000)
-    per_device_train_batch_size: int = _field(4, "rows a step and device: packed ones, or else conversations", least=1, most=4096)
+    per_device_train_batch_size: int = _field(
+        4, "rows a step and device: packed ones, or else conversations", least=1, most=4096
+    )
     per_device_eval_batch_size: int = _field(4, "conversations a forward pass when evaluating", least=1, most=4096)
     gradient_accumulation_steps: int = _field(1, "forward passes an optimizer step", least=1, most=4096)
     gradient_checkpointing: bool | None = _field(

@@ -149,6 +149,7 @@ def probe_deployment(
             answer = platform.invoke(
                 deployment.endpoint,
                 sample["messages"],
+                tools=sample.get("tools", ()),
                 deployment=deployment.name,
                 timeout_seconds=limits.max_latency_seconds,
             )
@@ -203,14 +204,14 @@ def shift_traffic(
             origin=Origin(reused=True, reason=reason),
         )
     split = before.traffic
-    prompts = [sample["messages"] for sample in platform.read_job_result(result.job)["samples"]]
+    samples = platform.read_job_result(result.job)["samples"]
     for percent in limits.steps if old and old != deployment.name else (100,):
         require_not_frozen(platform, before.name)
         percents = {deployment.name: percent} | ({old: 100 - percent} if percent < 100 else {})
         split = platform.set_traffic(before.name, percents, f"rollout of {deployment.name}")
         log().info("Shifted traffic endpoint=%s %s", before.name, percents)
         if old and old != deployment.name:
-            watch(platform, before.name, deployment.name, old, limits, prompts)
+            watch(platform, before.name, deployment.name, old, limits, samples)
     platform.record_rollout(before.name, None)
     return split
 

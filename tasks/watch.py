@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from typing import Any
 
 from tasks.config import RolloutConfig
 from tasks.platforms.errors import PhiflowError, RolloutError
@@ -24,7 +25,7 @@ def watch(
     new: str,
     old: str,
     limits: RolloutConfig,
-    prompts: list[list[dict[str, str]]],
+    samples: list[dict[str, Any]],
 ) -> None:
     """Probe both deployments side by side for `hold_seconds`, then read the platform's own counters.
 
@@ -39,11 +40,17 @@ def watch(
     errors = 0
     number = 0
     while number == 0 or (time.monotonic() < deadline and errors <= allowed):
-        prompt = prompts[number % len(prompts)] if prompts else [{"role": "user", "content": "Hello"}]
+        asked = samples[number % len(samples)] if samples else {"messages": [{"role": "user", "content": "Hello"}]}
         for name in (new, old):
             started = time.monotonic()
             try:
-                platform.invoke(endpoint, prompt, deployment=name, timeout_seconds=limits.max_latency_seconds)
+                platform.invoke(
+                    endpoint,
+                    asked["messages"],
+                    tools=asked.get("tools", ()),
+                    deployment=name,
+                    timeout_seconds=limits.max_latency_seconds,
+                )
                 seconds[name].append(time.monotonic() - started)
             except PhiflowError as error:
                 errors += name == new

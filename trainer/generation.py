@@ -89,5 +89,6 @@ def generation_batches(prompt_lengths: Sequence[int], num_new: int) -> Iterator[
 
 def _answer(tokens: list[int], tokenizer: Any, stops: set[int]) -> Answer:
     end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
-    text = tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
+    # An answer that was cut may end within a letter of several tokens, which a longer one completes.
+    text = tokenizer.decode(tokens[:end], skip_special_tokens=True).rstrip("\ufffd").strip()
     return Answer(text, tuple(tokens[:end]), end < len(tokens))

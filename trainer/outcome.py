@@ -46,7 +46,8 @@ def _answers(run: Run, base: Evaluation, candidate: Evaluation) -> list[dict[str
     answers = []
     for index in sorted(candidate.answers):
         chat = run.eval_chats[index]
-        answer = {"messages": list(chat.prompt), "question": chat.question, "expected": chat.expected}
+        answer: dict[str, Any] = {"messages": list(chat.prompt)} | ({"tools": list(chat.tools)} if chat.tools else {})
+        answer |= {"question": chat.question, "expected": chat.expected}
         answers.append(answer | {"base": base.answers.get(index, ""), "answer": candidate.answers[index]})
     return answers
 

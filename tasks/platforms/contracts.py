@@ -10,7 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked: a conversation, how long the answer may be, and what the assistant may call."""
+
+    messages: Messages
+    max_tokens: int
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +28,12 @@ class Contract:
 
     Args:
         path: below the endpoint's address.
-        request: the body that asks for a greedy answer of at most so many tokens.
+        request: the body that asks for a greedy answer.
         text: the answer's text in a body that came back.
     """
 
     path: str
-    request: Callable[[Messages, int], dict[str, Any]]
+    request: Callable[[Question], dict[str, Any]]
     text: Callable[[Any], str]
 
 
@@ -33,13 +42,14 @@ def of(server: str) -> Contract:
     return _CONTRACTS[server]
 
 
-def _openai_request(messages: Messages, max_tokens: int) -> dict[str, Any]:
-    return {"messages": messages, "max_tokens": max_tokens, "temperature": 0}
+def _openai_request(question: Question) -> dict[str, Any]:
+    body = {"messages": question.messages, "max_tokens": question.max_tokens, "temperature": 0}
+    return body | ({"tools": list(question.tools)} if question.tools else {})
 
 
-def _mlflow_request(messages: Messages, max_tokens: int) -> dict[str, Any]:
-    table = {"columns": ["messages"], "index": [0], "data": [[messages]]}
-    return {"input_data": table, "params": {"max_new_tokens": max_tokens, "do_sample": False}}
+def _mlflow_request(question: Question) -> dict[str, Any]:
+    table = {"columns": ["messages"], "index": [0], "data": [[question.messages]]}  # which has no place for tools
+    return {"input_data": table, "params": {"max_new_tokens": question.max_tokens, "do_sample": False}}
 
 
 def _openai_text(body: Any) -> str:

@@ -12,6 +12,7 @@ Common to all methods:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -157,8 +158,9 @@ class Platform(Protocol):
     def invoke(
         self,
         endpoint: str,
-        messages: list[dict[str, str]],
+        messages: list[dict[str, Any]],
         *,
+        tools: Sequence[dict[str, Any]] = (),
         deployment: str = "",
         max_tokens: int = 128,
         timeout_seconds: float = 60,

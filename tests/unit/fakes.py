@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tasks.platforms.errors import ConflictError, NotFoundError, TransientPlatformError
@@ -247,8 +247,9 @@ class FakePlatform:
     def invoke(
         self,
         endpoint: str,
-        messages: list[dict[str, str]],
+        messages: list[dict[str, Any]],
         *,
+        tools: Sequence[dict[str, Any]] = (),
         deployment: str = "",
         max_tokens: int = 128,
         timeout_seconds: float = 60,

@@ -347,6 +347,19 @@ def test_probes_are_limited_and_may_differ_a_little(platform: FakePlatform) -> N
         probe(PLACE, deployment, training_result(), RolloutConfig(num_probes=5, min_probe_match=0.9))
 
 
+def test_probe_asks_with_the_tools_of_the_evaluation(platform: FakePlatform) -> None:
+    """A conversation with tools is asked with them: without, the model is given another prompt."""
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    platform.samples = [{**sample, "tools": tools} for sample in platform.samples[:1]] + platform.samples[1:2]
+    asked: list[Any] = []
+    invoke = platform.invoke
+    platform.invoke = lambda *args, **kwargs: asked.append(kwargs["tools"]) or invoke(*args, **kwargs)
+    before = platform.read_endpoint(ENDPOINT)
+    deployment = plain(tasks.rollout.deploy)(PLACE, before, model_version("1"), ServingConfig(), ENVIRONMENT)
+    plain(tasks.rollout.probe_deployment)(PLACE, deployment, training_result(), RolloutConfig())
+    assert asked == [tools, ()]
+
+
 def test_without_samples_the_deployment_must_still_answer(platform: FakePlatform, run_flow: Callable[..., Any]) -> None:
     """An evaluation without sample answers does not spare the candidate its probe."""
     platform.samples = []

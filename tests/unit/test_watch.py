@@ -14,7 +14,7 @@ from tasks.platforms.errors import PermissionDeniedError, RolloutError
 from tasks.platforms.refs import DeploymentMetrics
 
 OLD = "v1-16"
-PROMPT = [{"role": "user", "content": "question 1"}]
+SAMPLE = {"messages": [{"role": "user", "content": "question 1"}]}
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def platform() -> FakePlatform:
 def watch(platform: FakePlatform, **limits: Any) -> None:
     """Watch version 2 beside version 1 once."""
     platform.serve("v2-16", "2", 0)
-    tasks.watch.watch(platform, ENDPOINT, "v2-16", OLD, RolloutConfig(**{"hold_seconds": 0, **limits}), [PROMPT])
+    tasks.watch.watch(platform, ENDPOINT, "v2-16", OLD, RolloutConfig(**{"hold_seconds": 0, **limits}), [SAMPLE])
 
 
 def test_watch_asks_both_versions(platform: FakePlatform) -> None:

@@ -6,6 +6,7 @@ What happens on the orchestrator's own machine (preparing data, the chat app) go
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -152,14 +153,20 @@ class AzurePlatform:
     def invoke(
         self,
         endpoint: str,
-        messages: list[dict[str, str]],
+        messages: list[dict[str, Any]],
         *,
+        tools: Sequence[dict[str, Any]] = (),
         deployment: str = "",
         max_tokens: int = 128,
         timeout_seconds: float = 60,
     ) -> Answer:
         return self._endpoints.invoke(
-            endpoint, messages, deployment=deployment, max_tokens=max_tokens, timeout_seconds=timeout_seconds
+            endpoint,
+            messages,
+            tools=tools,
+            deployment=deployment,
+            max_tokens=max_tokens,
+            timeout_seconds=timeout_seconds,
         )
 
     def read_metrics(self, endpoint: str, window_seconds: int) -> tuple[DeploymentMetrics, ...]:

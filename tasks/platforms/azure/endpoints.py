@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from tasks.platforms.azure.endpoint_state import EndpointNotes, EndpointState
 from tasks.platforms.azure.metrics import read_metrics
 from tasks.platforms.azure.resources import Resource, state_of
 from tasks.platforms.azure.scoring import Scoring, base_url
+from tasks.platforms.contracts import Question
 from tasks.platforms.errors import ConflictError, NotFoundError, PhiflowError
 from tasks.platforms.refs import (
     Answer,
@@ -207,14 +209,16 @@ class Endpoints:
     def invoke(
         self,
         endpoint: str,
-        messages: list[dict[str, str]],
+        messages: list[dict[str, Any]],
         *,
+        tools: Sequence[dict[str, Any]] = (),
         deployment: str = "",
         max_tokens: int = 128,
         timeout_seconds: float = 60,
     ) -> Answer:
         """One greedy answer."""
-        return self._scoring.ask(endpoint, messages, deployment, max_tokens, timeout_seconds)
+        question = Question(messages, max_tokens, tuple(tools))
+        return self._scoring.ask(endpoint, question, deployment, timeout_seconds)
 
     def server(self, endpoint: str) -> str:
         """What kind of server answers most of the endpoint's traffic: `openai` or `mlflow`."""

@@ -37,9 +37,7 @@ class Scoring:
         self._endpoints: dict[str, dict[str, Any]] = {}
         self._tags: dict[tuple[str, str], dict[str, str]] = {}
 
-    def ask(
-        self, endpoint: str, messages: list[dict[str, str]], deployment: str, max_tokens: int, timeout_seconds: float
-    ) -> Answer:
+    def ask(self, endpoint: str, question: contracts.Question, deployment: str, timeout_seconds: float) -> Answer:
         """One greedy answer of the endpoint, or of one deployment of it.
 
         Raises:
@@ -55,7 +53,7 @@ class Scoring:
         url = base_url(resource) + contract.path
         headers = {DEPLOYMENT_HEADER: deployment} if deployment else {}
         started = time.monotonic()
-        response = self._post(endpoint, url, contract.request(messages, max_tokens), headers, timeout_seconds)
+        response = self._post(endpoint, url, contract.request(question), headers, timeout_seconds)
         seconds = time.monotonic() - started
         answered = response.headers.get(DEPLOYMENT_HEADER, deployment)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,14 +205,20 @@ class LocalPlatform:
     def invoke(
         self,
         endpoint: str,
-        messages: list[dict[str, str]],
+        messages: list[dict[str, Any]],
         *,
+        tools: Sequence[dict[str, Any]] = (),
         deployment: str = "",
         max_tokens: int = 128,
         timeout_seconds: float = 60,
     ) -> Answer:
         return self._scoring.invoke(
-            endpoint, messages, deployment=deployment, max_tokens=max_tokens, timeout_seconds=timeout_seconds
+            endpoint,
+            messages,
+            tools=tools,
+            deployment=deployment,
+            max_tokens=max_tokens,
+            timeout_seconds=timeout_seconds,
         )
 
     def read_metrics(self, endpoint: str, window_seconds: int) -> tuple[DeploymentMetrics, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from tasks.platforms import contracts
 from tasks.platforms.errors import PermissionDeniedError, TransientPlatformError
@@ -24,8 +26,9 @@ class Scoring:
     def invoke(
         self,
         endpoint: str,
-        messages: list[dict[str, str]],
+        messages: list[dict[str, Any]],
         *,
+        tools: Sequence[dict[str, Any]] = (),
         deployment: str = "",
         max_tokens: int = 128,
         timeout_seconds: float = 60,
@@ -40,7 +43,7 @@ class Scoring:
         started = time.monotonic()
         while True:
             url = f"{self._services.gateway()}/{endpoint}{contract.path}"
-            body = contract.request(messages, max_tokens)
+            body = contract.request(contracts.Question(messages, max_tokens, tuple(tools)))
             try:
                 response = requests.post(url, json=body, headers=headers, timeout=timeout_seconds)
             except requests.RequestException as error:

@@ -18,7 +18,7 @@ from trainer.config import TrainConfig
 from trainer.encoding import encode_chats
 from trainer.evaluate import evaluate_model, evenly_chosen
 from trainer.evaluate import main as evaluate
-from trainer.generation import generating, generation_batches, greedy_answers
+from trainer.generation import _answer, generating, generation_batches, greedy_answers
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +141,15 @@ def test_scores_on_a_gpu_are_those_of_a_cpu(loaded, tiny_model):
     assert found.metrics["loss"] == pytest.approx(wanted.metrics["loss"], rel=0.01)
     assert sorted(found.answers) == sorted(wanted.answers)
     assert on_gpu.config._attn_implementation == name
+
+
+def test_answer_cut_within_a_letter_ends_before_it(tiny_model) -> None:
+    """A letter of several tokens of which the last are missing is left out: a longer answer begins with the text."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    ids = tokenizer("\u7b2c\u4e5d\u53f7\u4e66", add_special_tokens=False)["input_ids"]
+    whole = _answer(ids, tokenizer, set()).text
+    cut = [_answer(ids[:length], tokenizer, set()).text for length in range(1, len(ids))]
+    assert whole == "\u7b2c\u4e5d\u53f7\u4e66"
+    assert all(whole.startswith(text) for text in cut)

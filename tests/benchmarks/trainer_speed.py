@@ -61,8 +61,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Where it runs and for how long."""
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, help="default: 3 on a CPU, 1 on a GPU")
-    parser.add_argument("--quick", action="store_true", help="one round over a third of the conversations")
-    parser.add_argument("--chats", type=int, help="conversations to train on (default: 36 on a CPU, 400 on a GPU)")
+    parser.add_argument("--quick", action="store_true", help="one round over 12 conversations")
+    parser.add_argument("--chats", type=int, help="conversations to train on (default: 20 on a CPU, 400 on a GPU)")
 
 
 def run(options: argparse.Namespace) -> Report:
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> Report:
 
         return trainer_gpu.run(options)
     python = training_python()
-    num_chats = options.chats or (12 if options.quick else 36)
+    num_chats = options.chats or (12 if options.quick else 20)
     with tempfile.TemporaryDirectory(prefix="phiflow-benchmark-") as folder:
         work = prepare(python, Path(folder), num_chats)
         sides = [ours(work), baseline(work, WRAPPED), baseline(work, BFD)]
@@ -127,7 +127,7 @@ def _make_start(python: Path, folder: Path) -> None:
     held_out = write_conversations(folder / "held-out.jsonl", 2, seed=3, max_words=_MAX_WORDS)
     random = folder / "random"
     run_process([python, "-m", "tests.benchmarks.models", "--corpus", corpus, "--output-dir", random], folder)
-    settings = {"num_train_epochs": 1, "learning_rate": 2e-3, **_QUIET}
+    settings = {"num_train_epochs": 1, "learning_rate": 2e-3, "per_device_train_batch_size": 1, **_QUIET}
     run_process(trainer_command(python, random, (first, held_out), folder, settings), folder)
 
 

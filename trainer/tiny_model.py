@@ -9,11 +9,16 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from trainer.chats import Chat, read_chats
+from trainer.chats import read_chats
 from trainer.command_line import OneLineParser, explained
 from trainer.files import digest_folder, replace_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # The order and the roles of Phi-3's own special tokens.
 _SPECIAL = ("<unk>", "<s>", "</s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
@@ -37,7 +42,8 @@ def build_tiny_model(corpus: Path, output_dir: Path) -> str:
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=output_dir.parent, prefix=f".{output_dir.name}."))
     try:
-        tokenizer = _train_tokenizer(chats)
+        texts = (message["content"] for chat in chats for message in chat.messages)
+        tokenizer = train_tokenizer(texts, _VOCABULARY_SIZE, _CONTEXT_TOKENS)
         tokenizer.save_pretrained(temporary)
         _random_model(tokenizer).save_pretrained(temporary)
         replace_folder(temporary, output_dir)
@@ -46,7 +52,10 @@ def build_tiny_model(corpus: Path, output_dir: Path) -> str:
     return digest_folder(output_dir)
 
 
-def _train_tokenizer(chats: list[Chat]):
+def train_tokenizer(
+    texts: Iterable[str], vocabulary_size: int, context_tokens: int, chat_template: str = CHAT_TEMPLATE
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE fit to the texts, with Phi-3's special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -54,12 +63,12 @@ def _train_tokenizer(chats: list[Chat]):
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY_SIZE,
+        vocab_size=vocabulary_size,
         special_tokens=list(_SPECIAL),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator((m["content"] for chat in chats for m in chat.messages), trainer)
+    backend.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",
@@ -67,8 +76,8 @@ def _train_tokenizer(chats: list[Chat]):
         unk_token="<unk>",
         pad_token="<unk>",
         additional_special_tokens=["<|assistant|>", "<|system|>", "<|end|>", "<|user|>"],
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=_CONTEXT_TOKENS,
+        chat_template=chat_template,
+        model_max_length=context_tokens,
         clean_up_tokenization_spaces=False,
     )
 

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast
+from transformers import Phi3Config, Phi3ForCausalLM
 
-from trainer.tiny_model import CHAT_TEMPLATE
+from trainer.tiny_model import train_tokenizer
 
-_SPECIAL = ("<unk>", "<s>", "</s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
 _VOCABULARY_SIZE = 8192
+_CONTEXT_TOKENS = 4096
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {
         "hidden_size": 384,
@@ -43,12 +42,12 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def build(corpus: Path, output_dir: Path, shape: str) -> None:
     """Write a model folder."""
-    tokenizer = _tokenizer(corpus)
+    tokenizer = train_tokenizer(_texts(corpus), _VOCABULARY_SIZE, _CONTEXT_TOKENS)
     end, end_of_text, pad = tokenizer.convert_tokens_to_ids(["<|end|>", "<|endoftext|>", "<unk>"])
     config = Phi3Config(
         **{"vocab_size": _VOCABULARY_SIZE} | SHAPES[shape],
-        max_position_embeddings=4096,
-        original_max_position_embeddings=4096,
+        max_position_embeddings=_CONTEXT_TOKENS,
+        original_max_position_embeddings=_CONTEXT_TOKENS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=end_of_text,
         pad_token_id=pad,
@@ -62,30 +61,6 @@ def build(corpus: Path, output_dir: Path, shape: str) -> None:
     model.generation_config.pad_token_id = pad
     tokenizer.save_pretrained(output_dir)
     model.save_pretrained(output_dir)
-
-
-def _tokenizer(corpus: Path) -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY_SIZE,
-        special_tokens=list(_SPECIAL),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator(_texts(corpus), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="<|endoftext|>",
-        unk_token="<unk>",
-        pad_token="<unk>",
-        additional_special_tokens=["<|assistant|>", "<|system|>", "<|end|>", "<|user|>"],
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=4096,
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def _texts(corpus: Path) -> Iterator[str]:

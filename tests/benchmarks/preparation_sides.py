@@ -27,7 +27,6 @@ _SYLLABLES = [
 ]
 _VOCABULARY_SIZE = 32_000
 _TOKENIZER_CHATS = 4_000
-_SPECIAL = ("<unk>", "<s>", "</s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
 _OPEN = "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' }}"
 _CLOSE = (
     "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
@@ -75,32 +74,12 @@ def _messages(chance: np.random.Generator, forms: list[str], drawn: np.ndarray) 
 
 def build_tokenizer(corpus: Path, folder: Path) -> dict[str, Any]:
     """A byte-level BPE fit to the first conversations, with Phi-3's special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    from trainer.tiny_model import train_tokenizer
 
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY_SIZE,
-        special_tokens=list(_SPECIAL),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
     with corpus.open(encoding="utf-8") as file:
         lines = (line for line, _ in zip(file, range(_TOKENIZER_CHATS), strict=False))
         texts = (message["content"] for line in lines for message in json.loads(line)["messages"])
-        backend.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="<|endoftext|>",
-        unk_token="<unk>",
-        pad_token="<unk>",
-        additional_special_tokens=["<|assistant|>", "<|system|>", "<|end|>", "<|user|>"],
-        chat_template=TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
+        tokenizer = train_tokenizer(texts, _VOCABULARY_SIZE, MAX_LENGTH, TEMPLATE)
     tokenizer.save_pretrained(folder)
     return {"vocabulary": len(tokenizer)}
 

@@ -45,8 +45,13 @@ class Waiting:
         return process
 
     def post(self, path: str, **body: Any) -> Any:
-        """Send to the API."""
-        response = requests.post(f"{self._api}{path}", json=body, timeout=30)
+        """Send to the API; again while it says that it is busy, as Prefect's own client does."""
+
+        def answered() -> list[requests.Response]:
+            response = requests.post(f"{self._api}{path}", json=body, timeout=30)
+            return [] if response.status_code == 503 else [response]
+
+        (response,) = eventually(answered, 60)
         response.raise_for_status()
         return response.json()
 

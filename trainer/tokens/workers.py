@@ -48,7 +48,7 @@ class Workers:
                 self._processes.append(process)
             for process in self._processes:
                 self._send(process, (str(self._file.absolute()), self._setup))
-        except BaseException:
+        except BaseException:  # Ctrl-C too must leave no process behind
             self._end()
             raise
         return self

@@ -28,7 +28,7 @@ def run(environment: dict[str, str], arguments: list[str]) -> int:
     torch.set_num_threads(1)  # the parent has made no threads, and a fork must make none
     try:
         code = main(arguments)
-    except BaseException:
+    except BaseException:  # a fork that went on would run its parent's loop; the code tells the test
         traceback.print_exc()
         code = 99
     sys.stdout.flush()

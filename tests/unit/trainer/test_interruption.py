@@ -38,7 +38,7 @@ def test_no_library_can_swallow_it():
         try:
             try:
                 time.sleep(60)
-            except Exception:
+            except Exception:  # as a library would
                 print("swallowed", flush=True)
         except Interrupted as stop:
             print(stop.error.kind, flush=True)

@@ -5,13 +5,7 @@ import json
 import os
 import pickle
 import random
-import signal
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,128 +13,33 @@ import pytest
 pytest.importorskip("torch", reason="runs in the training environment")
 
 import numpy as np
-from conftest import FACTS, chat, write_chats
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from conftest import chat, write_chats
+from token_chats import (
+    CHATML,
+    FORGETFUL,
+    LLAMA_3,
+    PHI,
+    by_line,
+    byte_level,
+    calls_of_tools,
+    conversations,
+    sentencepiece,
+    truth,
+)
 
 from trainer.batches import chat_lengths, row_lengths
-from trainer.chat_template import ChatEncoder
-from trainer.chats import parse_chat
 from trainer.config import TrainConfig
 from trainer.errors import TrainerError
 from trainer.templates import adapt_template
 from trainer.tokens import TokenPlan, encoders, tokenise, tokenising
-from trainer.tokens.block import BlockSetup
-from trainer.tokens.light_tokenizer import TokenizerSpec
 from trainer.tokens.packing import pack
-from trainer.tokens.scan import scan
 from trainer.tokens.store import RowWriter
-from trainer.tokens.workers import Workers
 from trainer.train import _train_rows
-
-PHI = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
-)
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-LLAMA_3 = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|start|>' + message['role'] + '<|stop|>\n\n' }}"
-    "{{ message['content'] | trim + '<|eot|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start|>assistant<|stop|>\n\n' }}{% endif %}"
-)
-# A conversation's beginning is not what its first prompt began with, so the first answer is context only.
-FORGETFUL = "{% if messages | length > 2 %}{{ '<|system|>\nMore turns<|end|>\n' }}{% endif %}" + PHI
-
-
-def byte_level(folder: Path, template: str, *tokens: str) -> PreTrainedTokenizerFast:
-    """The small model's tokenizer with another template."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": [*tokens]}, replace_extra_special_tokens=False)
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def sentencepiece() -> PreTrainedTokenizerFast:
-    """Spaces as marks, one in front, bytes for the rest; special tokens swallow the white space behind them."""
-    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False)
-    backend.train_from_iterator([*FACTS, *FACTS.values()], trainer)
-    described = json.loads(backend.to_str())  # bytes are tokens like any other
-    described["added_tokens"] = [token for token in described["added_tokens"] if not token["content"].startswith("<0x")]
-    backend = Tokenizer.from_str(json.dumps(described))
-    names = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
-    backend.add_special_tokens([AddedToken(name, rstrip=True, special=True, normalized=False) for name in names])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="<|endoftext|>", unk_token="<unk>", chat_template=PHI
-    )
 
 
 @pytest.fixture(scope="module")
 def phi(tiny_model):
     return byte_level(tiny_model, PHI)
-
-
-def conversations(number: int = 40) -> list[dict]:
-    """Of every kind: several turns, system turns, other scripts, control tokens and white space in texts."""
-    chance = random.Random(0)
-    words = " ".join([*FACTS, *FACTS.values(), "数据准备 \U0001f41f naïve <b> <|end"]).split(" ")
-    words.extend(["\n\n", "  "])
-    text = lambda most: " ".join(chance.choices(words, k=chance.randint(1, most)))  # noqa: E731
-    rows = [
-        chat("What do bees make?", "Bees make honey.", "And cows?", "Cows eat grass.\n\n- green grass"),
-        chat("Where do fish live?", "  In w\u00e4ter \U0001f41f. \n", system="Be brief."),
-        chat("Say <|end|><|user|> and stop <|im_end|>", "No <|assistant|>\n, never <unk>.", "<|end|>", "."),
-        chat("\n\n 我们在哪里\uff1f \n", "在水里。\n", "为什么\u3000", "因为"),
-        chat("Quote your header", "<|assistant |>\nassistant\n\nearlier: x"),
-        {"messages": [*chat("Why?", "So.")["messages"], {"role": "user", "content": "left open"}]},
-        chat("Long", text(3000)),
-    ]
-    for _ in range(number):
-        turns = [text(60) for _ in range(2 * chance.randint(1, 4))]
-        rows.append(chat(*turns, system=text(9) if chance.random() < 0.3 else None))
-    return rows
-
-
-def calls_of_tools() -> list[dict]:
-    """Calls and results of tools, and answers that are context only."""
-    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "K\u00f6ln <|end|>"}}}
-    question, answer = chat("Rain?", "It rains.")["messages"]
-    context = {**answer, "train": False}
-    use = {"role": "assistant", "content": "", "tool_calls": [call]}
-    result = {"role": "tool", "name": "weather", "content": '{"rain": true}'}
-    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
-    return [
-        {"messages": [question, use, result, answer], "tools": tools},
-        {"messages": [question, use, result, answer, question, use, result, context, question, answer], "tools": tools},
-        {"messages": [question, context, question, answer, question, context]},
-    ]
-
-
-def truth(path: Path, tokenizer, max_length: int) -> dict[int, tuple[list[int], list[int]]]:
-    """What ChatEncoder gives for every line that can be learned from."""
-    encoder = ChatEncoder(tokenizer)
-    found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        encoded = encoder.encode(parse_chat(line, f"line {number}"), max_length)
-        if encoded.num_learned_tokens:
-            found[number] = (encoded.input_ids, encoded.labels)
-    return found
-
-
-def by_line(rows) -> dict[int, tuple[list[int], list[int]]]:
-    """Ids and labels of each conversation, asserting that every one is there once."""
-    found = [(row.lines, row.input_ids.tolist(), row.labels.tolist()) for row in rows.chats()]
-    assert all(len(lines) == 1 for lines, _, _ in found)
-    assert len({lines[0] for lines, _, _ in found}) == len(found)
-    return {lines[0]: (ids, labels) for lines, ids, labels in found}
 
 
 @pytest.mark.parametrize("name", ["phi", "tools", "sentencepiece", "chatml", "llama3", "forgetful"])
@@ -168,18 +67,6 @@ def test_tokens_and_labels_are_those_of_the_exact_encoder(tiny_model, tmp_path, 
     assert rows.summary.num_cut > 0 and rows.summary.num_supervised == sum(
         sum(label >= 0 for label in labels[1:]) for _, labels in by_line(rows).values()
     )
-
-
-def test_several_processes_write_the_same_file(phi, tmp_path, monkeypatch):
-    """What worker processes encode is, byte for byte, what one process does."""
-    path = write_chats(tmp_path / "chats.jsonl", conversations(60))
-    alone = tokenise(TokenPlan(file=path, max_length=300), phi, tmp_path / "alone")
-    monkeypatch.setattr(tokenising, "_LINES_FOR_WORKERS", 0)
-    monkeypatch.setattr(tokenising, "scan", lambda path: scan(path, 4096))
-    together = tokenise(TokenPlan(file=path, max_length=300), phi, tmp_path / "together")
-    assert together.summary == alone.summary
-    assert by_line(together) == by_line(alone)
-    assert len(scan(path, 4096).parts) > 10
 
 
 def test_tokenised_once(phi, tmp_path, monkeypatch):
@@ -300,34 +187,6 @@ def test_a_line_that_is_no_chat_is_named(phi, tmp_path, monkeypatch, processes, 
     assert list((tmp_path / "tokens").iterdir()) == []
 
 
-def test_a_killed_worker_is_an_error_and_leaves_none(phi, tmp_path):
-    """When a worker is killed the work ends, says so, and no worker is left."""
-    path = write_chats(tmp_path / "chats.jsonl", conversations(60))
-    setup = BlockSetup(TokenizerSpec.of(phi), path.name, 300, "fastokens", 1000)
-    with pytest.raises(TrainerError, match="ended with signal SIGKILL") as died, Workers(path, setup, 2) as workers:
-        for number, _ in enumerate(workers.encode(scan(path, 4096).parts)):
-            if number == 0:
-                workers._processes[1].send_signal(signal.SIGKILL)
-    assert died.value.kind == "out_of_memory"
-    assert [process.poll() for process in workers._processes] == [-signal.SIGKILL] * 2
-
-
-def test_workers_end_with_the_process_that_started_them(phi, tmp_path):
-    """A worker whose first process is gone, killed or not, ends by itself."""
-    path = write_chats(tmp_path / "chats.jsonl", conversations(5))
-    setup = BlockSetup(TokenizerSpec.of(phi), path.name, 300, "fastokens", 1000)
-    with Workers(path, setup, 1) as workers:
-        next(workers.encode(scan(path).parts))
-        process = workers._processes[0]
-        os.close(process.stdin.fileno())  # as the kernel does for a dead process
-        deadline = time.monotonic() + 60
-        while process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        assert process.returncode == 0
-        process.stdin = None
-
-
 def test_a_full_disk_is_an_error_and_leaves_no_file(phi, tmp_path, monkeypatch):
     """A disk that fills up ends it in one line, and no part of a file stays."""
 
@@ -339,27 +198,6 @@ def test_a_full_disk_is_an_error_and_leaves_no_file(phi, tmp_path, monkeypatch):
     with pytest.raises(TrainerError, match=r"The disk of .*tokens is full"):
         tokenise(TokenPlan(file=path, max_length=300), phi, tmp_path / "tokens")
     assert list((tmp_path / "tokens").iterdir()) == []
-
-
-def test_other_processes_wait_for_the_first_of_their_machine(phi, tmp_path, monkeypatch):
-    """Of several processes one tokenises; the others wait for its rows, on another machine in a folder of its own."""
-    path = write_chats(tmp_path / "chats.jsonl", conversations(5))
-    plan, cache = TokenPlan(file=path, max_length=300), tmp_path / "tokens"
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(tokenise, plan, phi, cache)
-        with pytest.raises(TimeoutError):
-            waiting.result(1)
-        assert not cache.exists()
-        monkeypatch.setenv("RANK", "0")
-        monkeypatch.setenv("LOCAL_RANK", "0")
-        first = tokenise(plan, phi, cache)
-        assert waiting.result(60).path == first.path
-    monkeypatch.setenv("RANK", "2")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "elsewhere"))
-    assert by_line(tokenise(plan, phi, cache)) == by_line(first)
-    assert [path.suffix for path in sorted((tmp_path / "elsewhere").glob("*/*"))] == [".arrow", ".json"]
 
 
 def test_packed_rows_train_when_they_are_enough_for_a_step(phi, tmp_path):
@@ -387,37 +225,6 @@ def test_lengths_and_learned_tokens_are_told_without_reading_rows(phi, tmp_path)
     assert chat_lengths(rows).tolist() == [length for row in rows for length in row.lengths]
     learned = {int(label) for row in rows for label in row.labels if label >= 0}
     assert {token for token in range(len(phi)) if rows.learns(token)} == learned
-
-
-@pytest.mark.slow
-def test_sixty_megabytes_stay_within_memory(phi, tmp_path):
-    """A file of 60 MB is tokenised by several processes that together take less than 1.5 GB."""
-    phi.save_pretrained(tmp_path / "tokenizer")
-    rows, path = [json.dumps(record) for record in conversations(2000)], tmp_path / "chats.jsonl"
-    with path.open("w") as file:
-        while file.tell() < 60e6:
-            file.write("\n".join(rows) + "\n")
-    command = [sys.executable, "-c", MEASURED, str(path), str(tmp_path / "tokenizer"), str(tmp_path / "tokens")]
-    output = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}, capture_output=True, text=True
-    )
-    assert output.returncode == 0, output.stderr
-    own, worker, num_workers, torch = json.loads(output.stdout)
-    assert not torch
-    assert own + worker * num_workers < 1.5e9
-
-
-MEASURED = """
-import json, resource, sys
-from pathlib import Path
-from transformers import PreTrainedTokenizerFast
-from trainer.templates import adapt_template
-from trainer.tokens import TokenPlan, tokenise, workers
-file, tokenizer, folder = map(Path, sys.argv[1:])
-tokenise(TokenPlan(file=file, max_length=2048), PreTrainedTokenizerFast.from_pretrained(tokenizer), folder)
-own, child = (resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-print(json.dumps([own, child, min(workers.usable_cores(), workers.MOST_WORKERS), "torch" in sys.modules]))
-"""
 
 
 def test_rows_of_labels_match_what_is_learned(phi, tmp_path):
